@@ -13,7 +13,6 @@ import platform
 import random
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -228,7 +227,14 @@ STAMPED = ("nbmf_research", "numpy", "scipy", "torch", "numba", "constriction")
 def git_commit(folder: str | os.PathLike[str] = ".") -> str:
     """Return the commit of the tree that holds `folder`, with ``-dirty`` behind it if tracked files changed; ``"unknown"`` outside git."""
     try:
-        run = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], cwd=folder, capture_output=True, text=True, timeout=20, check=True)
+        run = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return run.stdout.strip()
@@ -260,7 +266,12 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
     device : str
         The torch device that the run used.
     """
-    machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}", "device": device}
+    machine = {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": device,
+    }
     if device.startswith("cuda") and torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name(device)
     return {"machine": machine, "versions": versions(), "commit": git_commit()}
