@@ -66,7 +66,7 @@ SCHEMA: dict[str, Any] = {
     },
 }
 
-
+# %% ../nbs/03_results.ipynb #1d8d1168
 @dataclass(frozen=True)
 class Results:
     """One benchmark run.
@@ -151,7 +151,7 @@ def validate(record: Mapping[str, Any]) -> None:
     _check_numbers(record["parameters"], "parameters")
     _check_columns(record["rows"])
 
-
+# %% ../nbs/03_results.ipynb #a6d5fc9a
 def _where(path: Sequence[str | int]) -> str:
     parts = [f"[{p}]" if isinstance(p, int) else f".{p}" for p in path]
     return "".join(parts).lstrip(".") or "top level"
@@ -174,7 +174,7 @@ def _check_numbers(value: Any, where: str) -> None:
 def _kind(value: Value) -> str:
     return "yes/no" if isinstance(value, bool) else "text" if isinstance(value, str) else "number"
 
-
+# %% ../nbs/03_results.ipynb #9c42cf78
 def _check_columns(rows: Sequence[Row]) -> None:
     """Each column of one kind; numbers finite; each interval complete and ordered."""
     kinds: dict[str, str] = {}
@@ -334,7 +334,7 @@ def markdown_table(
     lines = [[_escape(str(headings.get(c, c))) for c in shown], rule, *map(list, zip(*cells))]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
-
+# %% ../nbs/03_results.ipynb #a4037093
 def _need(frame: pd.DataFrame, names: Sequence[str]) -> None:
     for name in names:
         if name not in frame.columns:

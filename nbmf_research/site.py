@@ -11,6 +11,7 @@ import configparser
 import html
 import importlib.util
 import inspect
+import itertools
 import json
 import os
 import posixpath
@@ -284,7 +285,7 @@ def _definitions(body: str) -> str:
         name, _, kind = term.replace("`", "").partition(" : ")
         lines = _prose(inspect.cleandoc(text) or "&nbsp;").splitlines()
         out += [
-            f"`{name}`" + (f" [{_escape(kind)}]{{.type}}" if kind else ""),
+            f"`{name}`{{.name}} [{_escape(kind)}]{{.type}}" if kind else f"`{name}`",
             "",
             *(f"{':   ' if i == 0 else '    '}{x}" for i, x in enumerate(lines)),
             "",
@@ -378,14 +379,29 @@ def signature(module: Module, node: Definition) -> str:
     """Return the head of a definition as it is written: decorators, name, arguments; for a class its fields or its constructor too."""
     first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
     if not isinstance(node, ast.ClassDef):
-        return module.text(first, max(node.lineno, node.body[0].lineno - 1)).rstrip(":\n")
+        return _wrap(module.text(first, max(node.lineno, node.body[0].lineno - 1)).rstrip(":\n"))
     out = [module.text(first, max(node.lineno, node.body[0].lineno - 1))]
     for n in node.body:
         if isinstance(n, ast.AnnAssign):
             out.append("    " + module.text(n.lineno, n.end_lineno or n.lineno))
         elif isinstance(n, ast.FunctionDef) and n.name == "__init__":
-            out += ["    " + line for line in module.text(n.lineno, n.body[0].lineno - 1).rstrip(":").splitlines()]
+            out += [
+                "    " + line for line in _wrap(module.text(n.lineno, n.body[0].lineno - 1).rstrip(":")).splitlines()
+            ]
     return "\n".join(out).rstrip(":\n")
+
+
+def _wrap(head: str, width: int = 86) -> str:
+    """Break a function's head that is too wide for a page: one argument a line."""
+    if max(map(len, head.splitlines())) <= width:
+        return head
+    start = head.index("(", head.index("def ")) + 1
+    depth, parts, rest = 0, [""], re.findall(r"'[^'\n]*'|\"[^\"\n]*\"|[\s\S]", head[start:])
+    while rest[0] != ")" or depth:
+        token = rest.pop(0)
+        depth += (token in "([{") - (token in ")]}")
+        parts = [*parts, ""] if token == "," and not depth else [*parts[:-1], parts[-1] + token]
+    return head[:start] + "\n" + "".join(f"    {part.strip()},\n" for part in parts if part.strip()) + "".join(rest)
 
 
 def body_source(module: Module, node: Definition) -> str:
@@ -425,13 +441,9 @@ def document(project: Project, module: Module, name: str, level: int = 3) -> str
     if name not in module.names:
         raise NbmfError(f"{module.path} has no {name}; run: make sync")
     node = module.names[name]
-    link = f"[source]({project.blob(module.path)}#L{node.lineno}){{.source-link}}"
-    out = [
-        f"{'#' * level} `{name}` {{#{name.lower()} .api}}",
-        link,
-        fence(signature(module, node), ".python .signature"),
-        format_docstring(ast.get_docstring(node) or ""),
-    ]
+    out = [f"{'#' * level} `{name}` {{#{name.lower()} .api}}"]
+    out += [f"[source]({project.blob(module.path)}#L{node.lineno}){{.source-link}}"] if level == 3 else []
+    out += [fence(signature(module, node), ".python .signature"), format_docstring(ast.get_docstring(node) or "")]
     if isinstance(node, ast.ClassDef):
         out += [
             document(project, module, method, level + 1) for method in module.names if method.startswith(f"{name}.")
@@ -445,7 +457,7 @@ def document(project: Project, module: Module, name: str, level: int = 3) -> str
     return "\n\n".join(out)
 
 # %% ../nbs/63_site.ipynb #a58c5d67
-_NAME = re.compile(r"(?<![`\[\\])`([A-Za-z_][\w.]*?)(\(\))?`(?![`\]])")
+_NAME = re.compile(r"(?<![`\[\\])`([A-Za-z_][\w.]*?)(\(\))?`(?![`\]{])")
 
 
 def link_names(text: str, page: str, index: dict[str, list[tuple[str, str]]]) -> str:
@@ -475,7 +487,9 @@ def link_names(text: str, page: str, index: dict[str, list[tuple[str, str]]]) ->
         where = "" if target == page else posixpath.relpath(target, posixpath.dirname(page) or ".")
         return f"[{match[0]}]({where}#{anchor})"
 
-    parts = re.split(r"(^ {0,3}(`{3,}|~{3,}).*?^ {0,3}\2`*~*\s*$|^#.*$|\[[^\]]*\]\([^)]*\))", text, flags=re.M | re.S)
+    parts = re.split(
+        r"(^ {0,3}(`{3,}|~{3,}).*?^ {0,3}\2`*~*\s*$|^#[^\n]*$|\[[^\]]*\]\([^)]*\))", text, flags=re.M | re.S
+    )
     return "".join(_NAME.sub(link, part) if i % 3 == 0 else part for i, part in enumerate(parts) if i % 3 != 2)
 
 # %% ../nbs/63_site.ipynb #44863495
@@ -498,33 +512,50 @@ def enrich(project: Project, pages: list[Page], notebooks: dict[str, Notebook]) 
     index: dict[str, list[tuple[str, str]]] = {}
     for source, module in modules.items():
         for name in module.names:
-            index.setdefault(name, []).append((source, name.lower()))
+            for known_as in (name, f"{module.path.removesuffix('.py').replace('/', '.')}.{name}"):
+                index.setdefault(known_as, []).append((source, name.lower()))
     for page in pages:
+        notebooks[page.source]["metadata"]["kernelspec"] = {
+            "display_name": "Python 3",
+            "language": "python",
+            "name": "python3",
+        }
         cells = notebooks[page.source]["cells"]
         if intro := title_prose(page.file):
             cells.insert(1, {"cell_type": "markdown", "metadata": {}, "source": intro})
+        _sort_documentation(cells, modules.get(page.source))
         for cell in cells:
             if cell["cell_type"] == "markdown":
                 cell["source"] = link_names(source_of(cell), page.source, index)
+            elif name := _shown(cell):
+                data = {"text/markdown": link_names(document(project, modules[page.source], name), page.source, index)}
+                cell["outputs"] = [{"output_type": "display_data", "data": data, "metadata": {}}]
             elif cell["cell_type"] == "code":
-                _enrich_code(
-                    cell, page.source, lambda name, source=page.source: document(project, modules[source], name), index
-                )
+                cell["outputs"] = _quiet(cell["outputs"])
 
 
-def _enrich_code(
-    cell: dict[str, Any], page: str, doc: Callable[[str], str], index: dict[str, list[tuple[str, str]]]
-) -> None:
-    """Fill in a ``show_doc`` cell; drop the text of plotting calls beside a figure."""
-    called = re.search(r"^show_doc\(([\w.]+)", source_of(cell), re.M)
-    if called:
-        data = {"text/markdown": link_names(doc(called[1]), page, index)}
-        cell["outputs"] = [{"output_type": "display_data", "data": data, "metadata": {}}]
-    elif any("image/png" in o.get("data", {}) for o in cell["outputs"]):
-        texts = (
-            ("".join(o["data"].get("text/plain", "")) if len(o.get("data", {})) == 1 else "") for o in cell["outputs"]
-        )
-        cell["outputs"] = [o for o, text in zip(cell["outputs"], texts) if not _NOISE.match(text)]
+def _shown(cell: dict[str, Any]) -> str:
+    """The name that a ``show_doc`` cell documents, ``""`` for any other cell."""
+    called = re.search(r"^show_doc\(([\w.]+)", source_of(cell), re.M) if cell["cell_type"] == "code" else None
+    return called[1] if called else ""
+
+
+def _sort_documentation(cells: list[dict[str, Any]], module: Module | None) -> None:
+    """Put neighbouring ``show_doc`` cells in the order of the source; nbdev turns it round."""
+    for documented, run in itertools.groupby(list(enumerate(cells)), key=lambda item: bool(_shown(item[1]))):
+        if documented and module:
+            places, group = zip(*run)
+            order = list(module.names)
+            known = sorted(group, key=lambda cell: order.index(_shown(cell)) if _shown(cell) in order else len(order))
+            cells[places[0] : places[-1] + 1] = known
+
+
+def _quiet(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Drop the text of plotting calls beside a figure."""
+    if not any("image/png" in o.get("data", {}) for o in outputs):
+        return outputs
+    texts = ("".join(o["data"]["text/plain"]) if set(o.get("data", {})) == {"text/plain"} else "" for o in outputs)
+    return [o for o, text in zip(outputs, texts) if not _NOISE.match(text)]
 
 
 def default_exp(file: Path) -> str | None:
@@ -560,7 +591,7 @@ def cell_options(source: str) -> tuple[dict[str, str], str]:
     """
     options, lines = {}, source.splitlines()
     while lines and (match := _OPTION.match(lines[0])):
-        options[match[1]] = (match[2] or "").strip("\"'")
+        options[match[1]] = re.sub(r"^(['\"])(.*)\1$", r"\2", match[2] or "")
         lines.pop(0)
     return options, "\n".join(lines).strip("\n")
 
@@ -585,7 +616,7 @@ def to_markdown(notebook: Notebook, stem: str, files: dict[str, bytes]) -> str:
     out = []
     for i, cell in enumerate(notebook["cells"]):
         if cell["cell_type"] == "markdown":
-            out.append(source_of(cell))
+            out.append(re.sub(r"<!-- WARNING: THIS FILE WAS AUTOGENERATED.*?-->", "", source_of(cell)))
         elif cell["cell_type"] == "code":
             options, code = cell_options(source_of(cell))
             if "hide" in options or options.get("include") == "false":

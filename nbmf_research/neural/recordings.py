@@ -7,26 +7,31 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from fractions import Fraction
+from itertools import pairwise, product
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import h5py
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from ..core import InputError, NbmfError, Registry
+from ..core import InputError, NbmfError, Registry, atomic_path, njit
 
 # %% auto #0
-__all__ = ['UNITS', 'SAMPLE_TYPES', 'Gaps', 'Opener', 'READERS', 'READER_MODULES', 'Reader', 'lazy_array', 'recording',
-           'check_recording', 'physical', 'positions', 'with_positions', 'times', 'crop', 'blocks', 'StreamInfo',
-           'Stream', 'register_reader', 'list_streams', 'open_recording']
+__all__ = ['UNITS', 'SAMPLE_TYPES', 'Gaps', 'Opener', 'READERS', 'READER_MODULES', 'STRETCHED', 'LAYOUT', 'FIELDS', 'Reader',
+           'ArrayReader', 'lazy_array', 'recording', 'check_recording', 'physical', 'positions', 'with_positions',
+           'times', 'crop', 'blocks', 'StreamInfo', 'Stream', 'register_reader', 'list_streams', 'open_recording',
+           'Lattice', 'to_codes', 'from_codes', 'find_lattice', 'with_native_bits', 'describe', 'save_recording',
+           'H5Reader', 'described_stream', 'sidecar', 'open_h5', 'open_npy']
 
 # %% ../../nbs/20_neural.recordings.ipynb #b106b645
 @runtime_checkable
@@ -87,12 +92,35 @@ class _Lazy(BackendArray):
         return out
 
     def _read(self, start: int, stop: int, channels: NDArray[np.intp]) -> NDArray[Any]:
-        block = np.asarray(self.reader.read(start, stop, channels), self.dtype)
+        try:
+            block = np.asarray(self.reader.read(start, stop, channels), self.dtype)
+        except (OSError, ValueError, IndexError, EOFError) as e:
+            raise InputError(
+                f"samples {start}..{stop} cannot be read: the file is truncated, damaged or gone ({e})"
+            ) from e
         if block.shape != (stop - start, len(channels)):
             raise InputError(
                 f"reading samples {start}..{stop} gave the shape {block.shape}: the file is truncated or changed"
             )
         return block
+
+
+@dataclass
+class ArrayReader:
+    """A reader of an array, such as a memory map, shape (time,) or (time, channel)."""
+
+    array: NDArray[Any]
+
+    def __post_init__(self) -> None:
+        self.array = self.array[:, None] if self.array.ndim == 1 else self.array
+        if self.array.ndim != 2:
+            raise InputError(f"samples have the shape {self.array.shape}, not (time,) or (time, channel)")
+        self.n_time, self.n_channels = self.array.shape
+        self.dtype: np.dtype[Any] = self.array.dtype
+
+    def read(self, start: int, stop: int, channels: NDArray[np.intp]) -> NDArray[Any]:
+        """Take a part of the array; see `Reader`."""
+        return np.asarray(self.array[start:stop])[:, channels]
 
 
 def lazy_array(reader: Reader) -> indexing.LazilyIndexedArray:
@@ -368,6 +396,11 @@ class StreamInfo:
         return f"{self.stream!r} segment {self.segment}: {self.n_channels} channels x {self.n_samples} samples, {self.sampling_rate:g} Hz, {self.dtype}"
 
 
+def _different(names: list[str]) -> list[str]:
+    """Make names differ: the second ``A`` becomes ``A#2``."""
+    return [n if n not in names[:i] else f"{n}#{names[:i].count(n) + 1}" for i, n in enumerate(names)]
+
+
 @dataclass(frozen=True)
 class Stream:
     """One segment of one stream, as a format hands it over; the fields are those of `recording`.
@@ -418,11 +451,7 @@ class Stream:
 
     def open(self, name: str) -> xr.DataArray:
         """Make the lazy recording."""
-        seen: dict[str, int] = {}
-        names = [str(c) for c in self.channels] if self.channels is not None else None
-        for i, c in enumerate(names or []):
-            seen[c] = seen.get(c, 0) + 1
-            cast(list[str], names)[i] = c if seen[c] == 1 else f"{c}#{seen[c]}"
+        names = None if self.channels is None else _different([str(c) for c in self.channels])
         same = {k: getattr(self, k) for k in ("units", "gain", "offset", "native_bits", "positions", "t_start", "gaps")}
         return recording(self.reader, self.sampling_rate, channels=names, name=name, **same)
 
@@ -632,3 +661,503 @@ def _join(parts: list[Stream], path: str) -> Stream:
         gaps += [(start + int(i), float(g)) for i, g in s.gaps]
         end = s.t_start + s.reader.n_time / s.sampling_rate + sum(float(g) for _, g in s.gaps)
     return replace(parts[0], reader=joined, gaps=gaps)
+
+# %% ../../nbs/20_neural.recordings.ipynb #497c303a
+@dataclass(frozen=True)
+class Lattice:
+    """The values that a converter can produce: ``clip(round((code * numerator + phase) / denominator), low, high)`` for codes from 0.
+
+    Attributes
+    ----------
+    numerator, denominator, phase : tuple of int
+        For each channel; the step is numerator / denominator counts, at least 1.
+    low, high : tuple of int
+        Lowest and highest value of each channel.
+    towards_zero : tuple of bool
+        Whether the rounding is towards zero (a cast) or down.
+    bits : int
+        Bits of the converter: its full scale where the step gives it away (65535 / 1023: ten bits stretched over
+        sixteen), else those of the smallest word, signed if any value is, that holds value / step.
+    dtype : str
+        Type of the raw samples.
+    """
+
+    numerator: tuple[int, ...]
+    denominator: tuple[int, ...]
+    phase: tuple[int, ...]
+    low: tuple[int, ...]
+    high: tuple[int, ...]
+    towards_zero: tuple[bool, ...]
+    bits: int
+    dtype: str
+
+    @property
+    def table(self) -> NDArray[np.int64]:
+        """The six numbers of each channel, shape (6, channel)."""
+        return np.array(
+            [self.numerator, self.denominator, self.phase, self.low, self.high, self.towards_zero], np.int64
+        )
+
+    @property
+    def step(self) -> NDArray[np.float64]:
+        """Distance of neighbouring values, shape (channel,), raw counts."""
+        return np.asarray(np.array(self.numerator) / np.array(self.denominator))
+
+    @property
+    def origin(self) -> NDArray[np.float64]:
+        """Value of code 0 before rounding down, shape (channel,), raw counts."""
+        return np.asarray(np.array(self.phase) / np.array(self.denominator))
+
+    @property
+    def levels(self) -> NDArray[np.int64]:
+        """Codes from the lowest to the highest value seen, shape (channel,)."""
+        p, q, r, _, high, cast = self.table
+        return np.asarray(1 - (r - np.where((cast == 1) & (high <= 0), (high - 1) * q + 1, high * q)) // p)
+
+# %% ../../nbs/20_neural.recordings.ipynb #86bdec68
+@njit
+def _least(v: Any, q: int, cast: int) -> int:
+    """Return the smallest n for which n / q rounds to v or more, down or (cast) towards zero."""
+    n: int = v * q if v > 0 or not cast else (v - 1) * q + 1
+    return n
+
+
+@njit
+def _value(n: int, q: int, cast: int) -> int:
+    return -(-n // q) if cast and n < 0 else n // q
+
+
+@njit
+def _encode(block: NDArray[Any], table: NDArray[np.int64], out: NDArray[Any]) -> int:
+    """Write codes; return the flat index of the first sample that is not on the lattice, or -1."""
+    for i in range(block.shape[0]):
+        for j in range(block.shape[1]):
+            p, q, r, low, high, cast = table[:, j]
+            v = np.int64(block[i, j])
+            c = np.int64(0) if v == low else -((r - _least(v, q, cast)) // p)
+            if min(max(_value(c * p + r, q, cast), low), high) != v or c < 0:
+                return int(i * block.shape[1] + j)
+            out[i, j] = c
+    return -1
+
+
+@njit
+def _decode(codes: NDArray[Any], table: NDArray[np.int64], out: NDArray[Any]) -> None:
+    for i in range(codes.shape[0]):
+        for j in range(codes.shape[1]):
+            p, q, r, low, high, cast = table[:, j]
+            out[i, j] = min(max(_value(np.int64(codes[i, j]) * p + r, q, cast), low), high)
+
+
+def to_codes(x: xr.DataArray | NDArray[Any], lattice: Lattice) -> NDArray[Any]:
+    """Turn raw samples into codes; `from_codes` is the exact inverse.
+
+    Parameters
+    ----------
+    x : DataArray or ndarray of integers, shape (time,) or (time, channel)
+        Raw samples.
+    lattice : Lattice
+        From `find_lattice`, of this recording or of one that holds all values of this one.
+
+    Returns
+    -------
+    ndarray of uint8, uint16 or uint32
+        Codes, same shape, in the smallest type that holds them.
+
+    Raises
+    ------
+    InputError
+        If a sample does not lie on the lattice.
+    """
+    a = np.asarray(x)
+    block = np.ascontiguousarray(_with_channels(a, lattice))
+    out = np.empty(block.shape, np.min_scalar_type(int(lattice.levels.max()) - 1))
+    bad = _encode(block, lattice.table, out)
+    if bad >= 0:
+        i, j = divmod(bad, block.shape[1])
+        raise InputError(
+            f"sample {i} of channel {j} is {block[i, j]}, which is not on the lattice (step {lattice.step[j]:.6g}); find the lattice on this recording"
+        )
+    return out.reshape(a.shape)
+
+
+def from_codes(codes: NDArray[Any], lattice: Lattice) -> NDArray[Any]:
+    """Turn codes back into raw samples of ``lattice.dtype``, same shape."""
+    block = np.ascontiguousarray(_with_channels(codes, lattice))
+    out = np.empty(block.shape, np.dtype(lattice.dtype))
+    _decode(block, lattice.table, out)
+    return out.reshape(codes.shape)
+
+
+def _with_channels(a: NDArray[Any], lattice: Lattice) -> NDArray[Any]:
+    a = a[:, None] if a.ndim == 1 else a
+    if a.ndim != 2 or a.dtype.kind not in "iu" or a.shape[1] != len(lattice.phase):
+        raise InputError(f"{a.dtype}{a.shape} does not fit a lattice of {len(lattice.phase)} channels of integers")
+    return a
+
+# %% ../../nbs/20_neural.recordings.ipynb #d970cf69
+@njit
+def _mark(block: NDArray[Any], base: int, seen: NDArray[np.bool_]) -> None:
+    for i in range(block.shape[0]):
+        for j in range(block.shape[1]):
+            seen[j, np.int64(block[i, j]) - base] = True
+
+
+@njit
+def _count(v: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Guess the codes of sorted values: from the longest run of small steps outwards, the nearer side first."""
+    k = len(v)
+    small = np.diff(v).min() + 1
+    best, first, last, start = 0, 0, 1, 0
+    for i in range(1, k):
+        start = start if v[i] - v[i - 1] <= small else i
+        if i - start > best:
+            best, first, last = i - start, start, i
+    codes = np.arange(k) - first
+    while first > 0 or last < k - 1:
+        step = (v[last] - v[first]) / (codes[last] - codes[first])
+        if first == 0 or (last < k - 1 and v[last + 1] - v[last] <= v[first] - v[first - 1]):
+            codes[last + 1] = codes[last] + max(1, round((v[last + 1] - v[last]) / step))
+            last += 1
+        else:
+            codes[first - 1] = codes[first] - max(1, round((v[first] - v[first - 1]) / step))
+            first -= 1
+    return codes
+
+
+@njit
+def _misfit(v: NDArray[np.int64], codes: NDArray[np.int64], cast: bool, step: float) -> float:
+    low, high = np.inf, -np.inf
+    for i in range(len(v)):
+        shift = (codes[i] - codes[0]) * step
+        low = min(low, v[i] + (0 if cast and v[i] < 0 else 1) - shift)
+        high = max(high, v[i] - (1 if cast and v[i] <= 0 else 0) - shift)
+    return high - low
+
+
+@njit
+def _steps(v: NDArray[np.int64], codes: NDArray[np.int64], cast: bool) -> tuple[float, float]:
+    """The interval of steps that fit these codes; empty (1, 0) if none does."""
+    n, most = codes[-1] - codes[0], 1e-9 if cast else -1e-9  # a cast leaves both ends of its interval in
+    a, b = (v[-1] - v[0] - 2) / n, (v[-1] - v[0] + 2) / n
+    left, right = a, b
+    for _ in range(120):
+        third = (b - a) / 3
+        if _misfit(v, codes, cast, a + third) <= _misfit(v, codes, cast, b - third):
+            b -= third
+        else:
+            a += third
+    best = (a + b) / 2
+    if _misfit(v, codes, cast, best) > most:
+        return 1.0, 0.0
+    inner_left, inner_right = best, best
+    for _ in range(60):
+        x, y = (left + inner_left) / 2, (right + inner_right) / 2
+        left, inner_left = (left, x) if _misfit(v, codes, cast, x) <= most else (x, inner_left)
+        right, inner_right = (right, y) if _misfit(v, codes, cast, y) <= most else (y, inner_right)
+    return inner_left, inner_right
+
+# %% ../../nbs/20_neural.recordings.ipynb #bcf99c0e
+@dataclass(frozen=True)
+class _Fit:
+    """One channel: values with codes, the steps that fit (a single one if whole), the extremes, and the rounding."""
+
+    values: NDArray[np.int64]
+    codes: NDArray[np.int64]
+    steps: tuple[float, float]
+    low: int
+    high: int
+    cast: bool = False
+
+
+def _fit(values: NDArray[np.int64]) -> _Fit:
+    """Fit one channel's sorted distinct values; the first and last may be saturated, off the grid."""
+    low, high, inner = int(values[0]), int(values[-1]), values[1:-1]
+    whole = int(np.gcd.reduce(np.diff(values))) if len(values) > 1 else 1
+    inner_whole = int(np.gcd.reduce(np.diff(inner))) if len(inner) > 1 else 1
+    if inner_whole > whole and _luck(inner, inner_whole / whole) < -20:
+        return _Fit(inner, (inner - inner[0]) // inner_whole, (inner_whole, inner_whole), low, high)
+    for v, cast in product((values, inner), (False, True)) if whole == 1 else ():
+        if len(v) > 8 and len(v) * 1.05 < v[-1] - v[0]:
+            codes = _count(v)
+            steps = _steps(v, codes, cast)
+            if 1 + cast < steps[0] <= steps[1] and _luck(v, steps[0]) < -20:
+                return _Fit(v, codes, steps, low, high, cast)
+    return _Fit(values, (values - low) // whole, (whole, whole), low, high)
+
+
+def _luck(values: NDArray[np.int64], step: float) -> float:
+    """Return log2 of the chance that scattered values all lie on some lattice of this step."""
+    return float(3 * np.log2(values[-1] - values[0] + 1.0) - len(values) * np.log2(step))
+
+# %% ../../nbs/20_neural.recordings.ipynb #fb5a154f
+STRETCHED = {Fraction(2**16 - 1, 2**b - 1): b for b in range(2, 16)}
+
+
+def _simplest(low: Fraction, high: Fraction) -> Fraction:
+    """Return the fraction with the smallest denominator in the closed interval."""
+    whole = Fraction(math.ceil(low))
+    if whole <= high:
+        return whole
+    floor = whole - 1
+    return floor + 1 / _simplest(1 / (high - floor), 1 / (low - floor))
+
+
+def _choose(steps: tuple[float, float]) -> Fraction:
+    named = [s for s in STRETCHED if steps[0] <= s <= steps[1]]
+    return named[0] if named else _simplest(Fraction(steps[0]), Fraction(steps[1]))
+
+
+def _place(fit: _Fit, step: Fraction) -> tuple[int, int, int, int, int, bool] | None:
+    """Return the channel's column of the table for this step, code 0 at the lowest value; None if it is not exact."""
+    p, q = step.numerator, step.denominator
+    pairs = list(zip(fit.values.tolist(), fit.codes.tolist()))
+    least = max(_least(v, q, fit.cast) - c * p for v, c in pairs)
+    most = min(_least(v + 1, q, fit.cast) - 1 - c * p for v, c in pairs)
+    if least > most:
+        return None
+    phase = (least + most) // 2
+    phase += (_least(fit.low + 1, q, fit.cast) - 1 - phase) // p * p
+    column = (p, q, phase, fit.low, fit.high, fit.cast)
+    values = np.concatenate([[fit.low], fit.values, [fit.high]])[:, None]
+    return column if _encode(values, np.array(column)[:, None], np.empty_like(values)) < 0 else None
+
+# %% ../../nbs/20_neural.recordings.ipynb #d77def06
+def find_lattice(x: xr.DataArray | NDArray[Any]) -> Lattice | None:
+    """Find the values that a recording's converter can produce, from the values that occur.
+
+    Parameters
+    ----------
+    x : DataArray or ndarray, shape (time,) or (time, channel)
+        Raw samples. A lazy recording is read block by block.
+
+    Returns
+    -------
+    Lattice or None
+        Exact on every sample of `x`. The step is 1 where there is nothing to gain. None if the samples are not integers.
+        Where values span more than 2^18 counts, only whole steps are looked for.
+    """
+    if x.dtype.kind not in "iu":
+        return None
+    fits = [_fit(v) for v in _distinct(x)]
+    uneven = [f.steps for f in fits if f.steps[0] < f.steps[1]]
+    shared = (max((a for a, _ in uneven), default=0.0), min((b for _, b in uneven), default=0.0))
+    columns = []
+    for f in fits:
+        together = _place(f, _choose(shared)) if f.steps[0] < f.steps[1] and shared[0] <= shared[1] else None
+        columns.append(together or _place(f, _choose(f.steps)) or (1, 1, f.low, f.low, f.high, False))
+    p, q, r, low, high, towards_zero = zip(*columns)
+    return Lattice(p, q, r, low, high, towards_zero, _bits(columns), x.dtype.name)
+
+
+def _bits(columns: list[tuple[int, int, int, int, int, bool]]) -> int:
+    """Bits of the converter: see `Lattice`."""
+    bits = 1
+    for step in {Fraction(p, q) for p, q, *_ in columns}:
+        mine = [c for c in columns if Fraction(c[0], c[1]) == step]
+        low, high = min(c[3] for c in mine), max(c[4] for c in mine)
+        word = max(int(high / step).bit_length(), int((-1 - low) / step).bit_length() if low < 0 else 0) + (low < 0)
+        bits = max(bits, STRETCHED.get(step, 0), word)
+    return bits
+
+
+def with_native_bits(x: xr.DataArray) -> xr.DataArray:
+    """Read the whole recording, and set ``attrs["native_bits"]`` from its lattice; 0 if the samples are not integers."""
+    lattice = find_lattice(check_recording(x))
+    return x.assign_attrs(native_bits=lattice.bits if lattice else 0)
+
+
+def _pieces(x: xr.DataArray | NDArray[Any], budget: int = 1 << 24) -> Iterator[NDArray[Any]]:
+    """Go through the samples in loaded pieces of (time, channel), of about `budget` bytes."""
+    width = int(np.prod(x.shape[1:])) * x.dtype.itemsize
+    n = max(1, budget // max(1, width))
+    for start in range(0, x.shape[0], n):
+        yield np.asarray(x[start : start + n]).reshape(-1, *(x.shape[1:] or (1,)))
+
+
+def _distinct(x: xr.DataArray | NDArray[Any]) -> list[NDArray[np.int64]]:
+    """Return each channel's sorted distinct values; of a wide range the ends and one value at their greatest common divisor."""
+    low, high = np.iinfo(x.dtype).min, np.iinfo(x.dtype).max
+    if x.dtype.itemsize > 2:
+        ends = np.array([(p.min(0), p.max(0)) for p in _pieces(x)], np.int64)
+        lows, highs = ends[:, 0].min(0), ends[:, 1].max(0)
+        low, high = int(lows.min()), int(highs.max())
+        if high - low >= 1 << 18:
+            divisors = np.gcd.reduce([np.gcd.reduce(p - lows, axis=0) for p in _pieces(x)])
+            return [np.unique([a, a + d, b]) for a, b, d in zip(lows, highs, divisors)]
+    seen = np.zeros((x.shape[1] if x.ndim == 2 else 1, high - low + 1), np.bool_)
+    for piece in _pieces(x):
+        _mark(piece, low, seen)
+    return [np.flatnonzero(row) + low for row in seen]
+
+# %% ../../nbs/20_neural.recordings.ipynb #db4f8796
+LAYOUT = "nbmf-recording"
+FIELDS = ("sampling_rate", "channels", "units", "gain", "offset", "native_bits", "positions", "t_start", "name", "gaps")
+
+
+def describe(x: xr.DataArray) -> dict[str, Any]:
+    """Return all but the samples as JSON-ready values, the keyword arguments of `recording`; unknown positions are None."""
+    at = positions(x)
+    xyz = np.where(np.isnan(at), None, at).tolist() if np.isfinite(at).any() else None  # type: ignore[call-overload]
+    columns = {
+        "channels": x.channel.values.tolist(),
+        "gain": x.gain.values.tolist(),
+        "offset": x.offset.values.tolist(),
+    }
+    return {k: x.attrs[k] for k in FIELDS if k in x.attrs} | columns | {"positions": xyz}
+
+
+def save_recording(x: xr.DataArray, path: str | os.PathLike[str]) -> None:
+    """Save a recording piece by piece; the file appears whole or not at all.
+
+    Parameters
+    ----------
+    x : DataArray
+        A recording, lazy or loaded.
+    path : path-like
+        ``.h5`` or ``.hdf5``: our layout; ``.npy``: the samples, with the rest in a ``.json`` beside it.
+
+    Raises
+    ------
+    InputError
+        If the suffix is another one.
+    """
+    writers = {".h5": _save_h5, ".hdf5": _save_h5, ".npy": _save_npy}
+    file = Path(path)
+    if file.suffix.lower() not in writers:
+        raise InputError(f"{file}: recordings are saved as {', '.join(writers)}")
+    writers[file.suffix.lower()](check_recording(x), file)
+
+
+def _save_h5(x: xr.DataArray, path: Path) -> None:
+    about = describe(x)
+    with atomic_path(path) as part, h5py.File(part, "w") as f:
+        f.attrs.update(
+            {"format": LAYOUT, "version": 1}
+            | {k: about[k] for k in ("sampling_rate", "units", "native_bits", "t_start", "name")}
+        )
+        rows = max(1, min(x.sizes["time"], (1 << 20) // (x.dtype.itemsize * x.sizes["channel"])))
+        data = f.create_dataset("data", x.shape, x.dtype.newbyteorder("<"), chunks=(rows, x.sizes["channel"]))
+        start = 0
+        for piece in _pieces(x):
+            data[start : start + len(piece)] = piece
+            start += len(piece)
+        f.create_dataset("channels", data=about["channels"], dtype=h5py.string_dtype())
+        for k, v in {
+            "gain": about["gain"],
+            "offset": about["offset"],
+            "positions": positions(x),
+            "gaps": np.reshape(about["gaps"], (-1, 2)),
+        }.items():
+            f.create_dataset(k, data=np.asarray(v, np.float64))
+
+
+def _save_npy(x: xr.DataArray, path: Path) -> None:
+    dtype = x.dtype.newbyteorder("<")
+    with atomic_path(path.with_suffix(".json")) as part:
+        part.write_text(
+            json.dumps(
+                {"format": LAYOUT, "version": 1, "shape": list(x.shape), "dtype": x.dtype.name} | describe(x), indent=1
+            )
+        )
+    with atomic_path(path) as part, part.open("wb") as f:
+        np.lib.format.write_array_header_2_0(
+            f, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": x.shape}
+        )
+        for piece in _pieces(x):
+            f.write(piece.astype(dtype).tobytes())
+
+# %% ../../nbs/20_neural.recordings.ipynb #6630f17f
+@dataclass
+class H5Reader:
+    """A reader of an HDF5 dataset (time,) or (time, channel); the file is open only while it is read.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    dataset : str
+        Name of the dataset in it.
+    """
+
+    path: Path
+    dataset: str
+
+    def __post_init__(self) -> None:
+        with h5py.File(self.path, "r") as f:
+            data = f.get(self.dataset)
+            if not isinstance(data, h5py.Dataset) or data.ndim not in (1, 2):
+                raise InputError(f"{self.path}: {self.dataset!r} is not a dataset of (time,) or (time, channel)")
+            self.n_time, self.n_channels, self.dtype = int(data.shape[0]), int((*data.shape, 1)[1]), data.dtype
+
+    def read(self, start: int, stop: int, channels: NDArray[np.intp]) -> NDArray[Any]:
+        """Read a part of the dataset; see `Reader`."""
+        with h5py.File(self.path, "r") as f:
+            return np.asarray(f[self.dataset][start:stop]).reshape(stop - start, -1)[:, channels]
+
+
+def described_stream(path: Path, reader: Reader, about: dict[str, Any]) -> Stream:
+    """Make a stream from metadata as in `describe`; what is not needed is ignored, a missing sampling rate is an `InputError`."""
+    rate = about.get("sampling_rate", about.get("sample_rate"))
+    if rate is None:
+        raise InputError(
+            f"{path}: the sampling rate is unknown; give sampling_rate= or write it into {path.stem}.json beside the file"
+        )
+    fields = {k: about[k] for k in FIELDS if k not in ("sampling_rate", "name") and about.get(k) is not None}
+    return Stream(about.get("name") or path.stem, reader, float(rate), **fields)
+
+
+def sidecar(path: Path, options: dict[str, Any], allowed: Sequence[str] = ()) -> dict[str, Any]:
+    """Read the metadata beside a file (``stem.json``, else ``info.json``), updated by options, which must be known ones."""
+    unknown = [k for k in options if k not in (*FIELDS, *allowed)]
+    if unknown:
+        raise InputError(f"{path}: unknown options {', '.join(unknown)}; known: {', '.join((*FIELDS, *allowed))}")
+    beside = [p for p in (path.with_suffix(".json"), path.with_name("info.json")) if p.exists()]
+    try:
+        about = json.loads(beside[0].read_text()) if beside else {}
+    except ValueError as e:
+        raise InputError(f"{beside[0]}: is not JSON ({e})") from e
+    if not isinstance(about, dict):
+        raise InputError(f"{beside[0]}: holds no JSON object")
+    return about | options
+
+# %% ../../nbs/20_neural.recordings.ipynb #10c0210c
+def _is_ours(path: Path) -> bool:
+    with h5py.File(path, "r") as f:
+        return bool(f.attrs.get("format") == LAYOUT)
+
+
+@register_reader("nbmf", suffixes=(".h5", ".hdf5"), sniff=_is_ours)
+def open_h5(path: Path) -> list[Stream]:
+    """Open our HDF5 layout; see `save_recording`."""
+    reader = H5Reader(path, "data")
+    with h5py.File(path, "r") as f:
+        if f.attrs["version"] != 1:
+            raise InputError(
+                f"{path}: written in version {f.attrs['version']} of the layout, this package reads 1; update it"
+            )
+        about = {k: f[k][()] for k in ("gain", "offset", "positions", "gaps")} | {
+            "channels": list(f["channels"].asstr()[()])
+        }
+        about |= {k: f.attrs[k] for k in ("sampling_rate", "units", "native_bits", "t_start", "name")}
+    return [described_stream(path, reader, about)]
+
+
+@register_reader("npy", suffixes=(".npy",))
+def open_npy(path: Path, time_axis: int = 0, **metadata: Any) -> list[Stream]:
+    """Open a NumPy file as a memory map.
+
+    Parameters
+    ----------
+    path : Path
+        The file; metadata may stand in a ``.json`` beside it.
+    time_axis : int
+        0: the array is (time, channel); 1: (channel, time).
+    **metadata
+        As in `recording`; wins over the ``.json``.
+    """
+    about = sidecar(path, metadata, ("time_axis",))
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if about.get("shape") and about.get("format") == LAYOUT and tuple(about["shape"]) != array.shape:
+        raise InputError(f"{path}: holds {array.shape}, the .json beside it belongs to {tuple(about['shape'])}")
+    return [described_stream(path, ArrayReader(array.T if time_axis == 1 else array), about)]
