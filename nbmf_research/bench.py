@@ -412,7 +412,9 @@ def _write(run: Run, rows: list[Row], data: dict[str, Any]) -> Results:
 def _command(run: Run, real: bool) -> str:
     """The line that makes a record again, without this machine's folders."""
     defaults = read_parameters(run.template)
-    own = {k: v for k, v in run.parameters.items() if k not in ("profile", "data_dir", "out") and v != defaults[k]}
+    own = {
+        k: v for k, v in run.parameters.items() if k not in ("profile", "data_dir", "out") and v != defaults.get(k, ...)
+    }
     options = [f"--{k} {shlex.quote(v if isinstance(v, str) else repr(v))}" for k, v in own.items()]
     start = "NBMF_DATA_DIR=... " if real and run.data_dir else ""
     return start + " ".join(["nbmf bench run", run.benchmark, "--profile", run.profile, *options])
@@ -481,14 +483,17 @@ class _Job:
 
     @property
     def name(self) -> str:
+        """The benchmark's name."""
         return self.benchmark.name
 
     @property
     def notebook(self) -> Path:
+        """The notebook as papermill writes it, cell by cell."""
         return self.folder / "notebook.ipynb"
 
     @property
     def record(self) -> Path:
+        """The results, as the notebook writes them."""
         return self.folder / "results.json"
 
     @property
@@ -536,6 +541,7 @@ def _progress_bar(job: _Job) -> Iterator[None]:
     bar = tqdm(total=1, desc=title, disable=None, leave=False)
 
     def watch() -> None:
+        """Redraw until the run has ended."""
         stage = ""
         while not done.wait(0.2):
             label, n, total = _progress_state(job.folder / "progress")
@@ -567,11 +573,11 @@ def _execute(job: _Job) -> None:
     """Run the notebook through papermill; raise one clear line if it fails."""
     papermill = require("papermill", extra="bench")
     changed = {k: v for k, v in job.parameters.items() if v != job.benchmark.parameters[k] or k in ("profile", "out")}
-    quiet = {"progress_bar": False, "log_output": False, "extra_arguments": ["--IPKernelApp.log_level=50"]}
+    kernel = {"kernel_name": "python3", "language": "python", "extra_arguments": ["--IPKernelApp.log_level=50"]}
     try:
         with _environment(job.environment), _progress_bar(job):
             papermill.execute_notebook(
-                str(job.benchmark.path), str(job.notebook), changed, kernel_name="python3", cwd=str(job.root), **quiet
+                str(job.benchmark.path), str(job.notebook), changed, cwd=str(job.root), progress_bar=False, **kernel
             )
     except papermill.PapermillExecutionError as e:
         if e.ename == "KeyboardInterrupt":
@@ -579,7 +585,7 @@ def _execute(job: _Job) -> None:
         kind = InputError if e.ename in ("InputError", "MissingDependencyError") else BenchmarkError
         reason = e.evalue if kind is InputError else f"{e.ename}: {e.evalue}"
         _fail(job, " ".join(str(reason).split()), kind)
-    except (RuntimeError, OSError, LookupError) as e:  # a dead kernel, a full disk, no kernel of that name
+    except (RuntimeError, OSError, LookupError, ValueError) as e:  # a dead kernel, a full disk, not a valid notebook
         _fail(job, f"{type(e).__name__}: {' '.join(str(e).split())}")
 
 
@@ -865,4 +871,4 @@ def build_site(profile: str = "smoke") -> Path:
     """Build the site from the reports that are there; returns its ``index.html``."""
     from nbmf_research import site
 
-    return Path(site.build_site(profile))
+    return Path(site.build_site(profile, root=find_root()))

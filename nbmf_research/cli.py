@@ -92,9 +92,9 @@ def bench_readme(*, check: bool = False) -> None:
     check : bool
         Write nothing; fail if README.md is not current.
     """
-    from nbmf_research import site
+    from nbmf_research import bench, site
 
-    print(site.readme(check=check))
+    print(site.readme(bench.find_root(), check=check))
 
 # %% ../nbs/69_cli.ipynb #482b7580
 def data_list() -> None:
@@ -183,7 +183,7 @@ def _describe(path: str, streams: Sequence[Mapping[str, Any]]) -> str:
     for s in streams:
         lines.append(f"{s['stream'] or '(unnamed)'}, segment {s['segment']}")
         lines.append(
-            f"    {s['samples']} samples x {s['channels']} channels, {s['sampling_rate']:g} Hz, {s['seconds']:.3f} s, {s['gaps']} gaps"
+            f"    {s['samples']} samples x {s['channels']} channel{'s' * (s['channels'] != 1)}, {s['sampling_rate']:g} Hz, {s['seconds']:.3f} s, {s['gaps'] or 'no'} gap{'s' * (s['gaps'] != 1)}"
         )
         lines.append(f"    {s['dtype']} in {s['units']}; {_bits(s)}")
     return "\n".join(lines)
@@ -352,7 +352,7 @@ def _dispatch(words: Sequence[str]) -> None:
     node(**{k: v for k, v in chosen.as_dict().items() if k != "config"}, **free)
 
 
-_PLACE = re.compile(rf"\b(?:{'|'.join(COMMANDS)})\.(?:\w+\.)?(?=\w+$)")  # jsonargparse says bench.run.name for name
+_PLACE = re.compile(rf"\b(?:{'|'.join(COMMANDS)})\.(?:\w+\.)?(?=\w)")  # jsonargparse says bench.run.name for name
 
 
 def explain(error: BaseException) -> tuple[int, str]:
@@ -371,7 +371,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted"
     if isinstance(error, argparse.ArgumentError):
-        return 2, f"{_line(re.sub(_PLACE, '', str(error)))}; see --help"
+        return 2, f"{_line(_PLACE.sub('', str(error))).rstrip('.')}; see --help"
     from nbmf_research.core import InputError, NbmfError, StreamError
 
     if isinstance(error, NbmfError):

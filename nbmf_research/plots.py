@@ -18,16 +18,27 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 # %% auto #0
-__all__ = ['PALETTE', 'MARKERS', 'GREY', 'KNOWN', 'use_style', 'colour', 'marker', 'rd_curves', 'ratio_axis', 'bars', 'traces',
-           'caption']
+__all__ = ['PALETTE', 'MARKERS', 'HATCHES', 'GREY', 'KNOWN', 'use_style', 'colour', 'marker', 'rd_curves', 'ratio_axis', 'bars',
+           'traces', 'caption']
 
 # %% ../nbs/02_plots.ipynb #60cd9827
 PALETTE: tuple[str, ...] = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B3A800")
 MARKERS: tuple[str, ...] = ("o", "s", "^", "D", "v", "P", "X", "*")
+HATCHES: tuple[str, ...] = ("", "///", "...")
 GREY = "#8A8A8A"
 KNOWN: tuple[str, ...] = (
     *("klt-dct", "wavelet", "dct", "sz3", "zfp", "wavpack-hybrid", "bound", "flac"),
-    *("wavpack", "pcodec", "zstd", "blosc", "mtscomp", "xz", "zlib", "delta-zstd", "delta-blosc"),
+    *("wavpack", "pcodec", "zstd", "blosc", "mtscomp", "xz", "raw", "zlib"),
+    *(
+        "delta-zstd",
+        "delta-blosc",
+        "flac-stereo",
+        "klt-wavelet",
+        "nbmf-fast",
+        "nbmf-balanced",
+        "nbmf-max",
+        "nbmf-bounded",
+    ),
 )
 
 
@@ -170,12 +181,16 @@ def bars(
         line = rows[rows[by] == name].set_index(group).reindex(groups)
         at = np.arange(len(groups)) + (j - (len(names) - 1) / 2) * width
         c = colour(name, names) if not highlight or name in highlight else "#C9C9C9"
-        ax.bar(
+        hatch = HATCHES[(_place(name, names) or 0) // len(PALETTE) % len(HATCHES)]
+        drawn = ax.bar(
             at, line[value].astype(float), width, color=c, label=name, yerr=_whiskers(line, value), error_kw={"lw": 0.8}
         )
+        for patch in drawn.patches:
+            patch.set(hatch=hatch, edgecolor="white", linewidth=0)
         for i in np.flatnonzero(line[value].isna()):
             ax.text(at[i], 0, " n/a", rotation=90, ha="center", va="bottom", fontsize=6, color=GREY)
     ax.set_xticks(range(len(groups)), groups)
+    ax.set_xlim(-0.5, len(groups) - 0.5)
     ax.set_ylabel(label or value)
     ax.grid(axis="x", visible=False)
     ax.legend(ncols=min(len(names), 6), loc="lower center", bbox_to_anchor=(0.5, 1.0))

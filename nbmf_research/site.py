@@ -67,7 +67,7 @@ class Page:
         folder, name = posixpath.split(self.source)
         return posixpath.join(folder, re.sub(r"^\d+[a-zA-Z0-9]*_", "", name.lower()).removesuffix(".ipynb") + ".html")
 
-
+# %% ../nbs/63_site.ipynb #701c00ce
 @dataclass(frozen=True)
 class Project:
     """What the builder knows of the repository.
@@ -95,7 +95,7 @@ class Project:
         """Address of a file of the repository on its host."""
         return f"{self.settings['git_url']}/blob/{self.settings['branch']}/{path}"
 
-
+# %% ../nbs/63_site.ipynb #fcfe2f4e
 def read_project(root: str | os.PathLike[str] = ".") -> Project:
     """Read ``settings.ini`` and ``_quarto.yml``.
 
@@ -155,7 +155,7 @@ def _entries(contents: list[Any], section: str = "") -> Iterator[tuple[str, str]
         else:
             yield entry["href"], section
 
-
+# %% ../nbs/63_site.ipynb #c8041cc2
 def pages(project: Project, profile: str = "smoke") -> list[Page]:
     """List the pages in the order of the sidebar.
 
@@ -238,7 +238,7 @@ def process_notebooks(project: Project, pages: list[Page], target: Path) -> dict
         raise NbmfError(f"nbdev could not process {(run.stderr.strip().splitlines() or ['a notebook'])[-1]}")
     return {page.source: json.loads((target / page.source).read_text("utf-8")) for page in pages}
 
-
+# %% ../nbs/63_site.ipynb #b0b6f50c
 def source_of(cell: dict[str, Any]) -> str:
     """Return a cell's source as one string (the format allows a list of lines)."""
     return "".join(cell["source"])
@@ -292,7 +292,7 @@ def _definitions(body: str) -> str:
         ]
     return "\n".join(out)
 
-
+# %% ../nbs/63_site.ipynb #aec6b246
 def _escape(text: str) -> str:
     """Text with Markdown's special characters made harmless."""
     return re.sub(r"([\\`*_{}\[\]<>$#~^@|\"'])", r"\\\1", text)
@@ -337,7 +337,7 @@ class Module:
         """Return lines `first` to `last` (from 1, inclusive), dedented."""
         return inspect.cleandoc("\n".join(["", *self.lines[first - 1 : last]]))
 
-
+# %% ../nbs/63_site.ipynb #cdba813c
 def read_module(project: Project, name: str) -> Module:
     """Parse an exported module.
 
@@ -374,7 +374,7 @@ def read_module(project: Project, name: str) -> Module:
             names |= {f"{node.name}.{n.name}": n for n in inner if not n.name.startswith("_") and ast.get_docstring(n)}
     return Module(path, code.splitlines(), names)
 
-
+# %% ../nbs/63_site.ipynb #20fa5745
 def signature(module: Module, node: Definition) -> str:
     """Return the head of a definition as it is written: decorators, name, arguments; for a class its fields or its constructor too."""
     first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
@@ -413,7 +413,7 @@ def body_source(module: Module, node: Definition) -> str:
     lines = module.lines[first - 1 : head.lineno - 1] + module.lines[(head.end_lineno or head.lineno) : node.end_lineno]
     return inspect.cleandoc("\n".join(["", *lines]))
 
-
+# %% ../nbs/63_site.ipynb #8b49e784
 def document(project: Project, module: Module, name: str, level: int = 3) -> str:
     """Write the documentation of one public name.
 
@@ -533,7 +533,7 @@ def enrich(project: Project, pages: list[Page], notebooks: dict[str, Notebook]) 
             elif cell["cell_type"] == "code":
                 cell["outputs"] = _quiet(cell["outputs"])
 
-
+# %% ../nbs/63_site.ipynb #a5f0a884
 def _shown(cell: dict[str, Any]) -> str:
     """The name that a ``show_doc`` cell documents, ``""`` for any other cell."""
     called = re.search(r"^show_doc\(([\w.]+)", source_of(cell), re.M) if cell["cell_type"] == "code" else None
@@ -557,7 +557,7 @@ def _quiet(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     texts = ("".join(o["data"]["text/plain"]) if set(o.get("data", {})) == {"text/plain"} else "" for o in outputs)
     return [o for o, text in zip(outputs, texts) if not _NOISE.match(text)]
 
-
+# %% ../nbs/63_site.ipynb #12974790
 def default_exp(file: Path) -> str | None:
     """Return the module that a notebook exports, None if it exports none."""
     cells = json.loads(file.read_text("utf-8"))["cells"]
@@ -595,7 +595,7 @@ def cell_options(source: str) -> tuple[dict[str, str], str]:
         lines.pop(0)
     return options, "\n".join(lines).strip("\n")
 
-
+# %% ../nbs/63_site.ipynb #a943e11f
 def to_markdown(notebook: Notebook, stem: str, files: dict[str, bytes]) -> str:
     """Turn a notebook into Markdown for pandoc.
 
@@ -640,7 +640,7 @@ def _code(code: str, options: dict[str, str]) -> str:
         else f'<details class="code-fold"{shown}>\n<summary>{summary}</summary>\n\n{block}\n\n</details>'
     )
 
-
+# %% ../nbs/63_site.ipynb #6f367eb7
 def _output(output: dict[str, Any], name: str, files: dict[str, bytes], options: dict[str, str]) -> str:
     """One output as Markdown."""
     if output["output_type"] in ("stream", "error"):
@@ -698,7 +698,7 @@ $body
 </html>
 """)
 
-
+# %% ../nbs/63_site.ipynb #f4e7407d
 def to_html(markdown: str) -> tuple[str, str]:
     """Render Markdown with pandoc.
 
@@ -773,7 +773,7 @@ def _navbar(site: _Site, page: Page) -> str:
         out.append(f'<a href="{html.escape(href)}">{html.escape(entry["text"])}</a>')
     return " ".join(out)
 
-
+# %% ../nbs/63_site.ipynb #4ab7cdc5
 def _resolve(href: str, site: _Site, page: Page, base: str) -> str:
     """Turn a link to a notebook, relative to the folder `base`, into the address of its page, or of the file on the repository's host."""
     path, _, anchor = href.partition("#")
@@ -945,7 +945,7 @@ def build_site(
         _swap(site, final)
     return final / "index.html"
 
-
+# %% ../nbs/63_site.ipynb #ef4b5231
 def _parent(final: Path) -> Path:
     final.parent.mkdir(parents=True, exist_ok=True)
     return final.parent
@@ -1060,7 +1060,7 @@ def _readme_output(output: dict[str, Any], name: str, files: dict[str, bytes], o
     text = "".join(output.get("text", "")) or data.get("text/plain", "")
     return f"```\n{text.rstrip()}\n```" if text and not _NOISE.match(text) else ""
 
-
+# %% ../nbs/63_site.ipynb #b1c6c9e4
 def readme(root: str | os.PathLike[str] = ".", check: bool = False) -> Path:
     """Write ``README.md`` from ``index.ipynb``, or check that it is current.
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -132,7 +133,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         code("#| default_exp shapes"),
         code("#| export\n" + MODULE),
         markdown(
-            "## Maths <b>\n\nThe area is $s^2$ of `lib.shapes.Square.double()`.\n\n::: {.callout-warning}\nCareful.\n:::"
+            "## Maths\n\nThe area is $s^2$ of `lib.shapes.Square.double()`.\n\n::: {.callout-warning}\nCareful.\n:::"
         ),
         code("#| hide\nsecret = 1"),
         code("plot()", shown(text_plain="<matplotlib.legend.Legend>"), shown(image_png=PNG, text_plain="<Figure>")),
@@ -173,7 +174,7 @@ def test_pages_have_everything(tiny: Path) -> None:
     assert "<msup>" in page and "callout-warning" in page and 'class="kw"' in page
     assert "secret" not in page and "hidden_code" not in page and "never seen" not in page and "matplotlib" not in page
     assert 'alt="Dot"' in page and "<figcaption>A &#x27;dot&#x27;</figcaption>" in page
-    assert "&lt;x&gt;\nred</pre>" in page and "\x1b" not in page and "<summary>Code</summary>" in page
+    assert "&lt;x&gt;\nred</pre>" in page and "\x1b" not in page and "<summary>\nCode\n</summary>" in page
     assert page.count('<div class="table"><table') == 2 and "<style scoped>" not in page
     assert (
         'aria-current="page">Shapes</a>' in page
@@ -225,13 +226,22 @@ def test_links_are_relative_and_found(tiny: Path) -> None:
     assert site.dead_links(out) == []
 
 
-@pytest.mark.parametrize("target", ["00_shapes.ipynb#volume", "01_gone.ipynb", "images/b.png", "#nowhere"])
-def test_a_dead_link_stops_the_build_and_leaves_the_old_site(tiny: Path, target: str) -> None:
+def test_dead_links_stop_the_build_by_name_and_leave_the_old_site(tiny: Path) -> None:
     index = site.build_site(root=tiny)
     before = index.read_text()
-    write(tiny / "nbs" / "index.ipynb", markdown(f"# Tiny\n\n> Shapes\n\n[gone]({target})"))
-    with pytest.raises(NbmfError, match=r"dead links:\n  index.html: .*no such"):
+    dead = ["00_shapes.ipynb#volume", "01_gone.ipynb", "images/b.png", "#nowhere"]
+    write(tiny / "nbs" / "index.ipynb", markdown("# Tiny\n\n> Shapes\n\n" + " ".join(f"[gone]({d})" for d in dead)))
+    with pytest.raises(NbmfError, match="dead links:\n") as error:
         site.build_site(root=tiny)
+    named = [
+        "shapes.html#volume (no such anchor on shapes.html)",
+        "01_gone.ipynb (no such file)",
+        "images/b.png (no such file)",
+        "#nowhere (no such anchor",
+    ]
+    assert (
+        all(f"\n  index.html: {line}" in str(error.value) for line in named) and len(str(error.value).splitlines()) == 5
+    )
     assert index.read_text() == before and not list(tiny.glob(".site.*"))
 
 
@@ -346,7 +356,7 @@ def test_the_package_does_not_import_nbdev() -> None:
 
 def test_every_entry_of_the_sidebar_exists_and_every_notebook_is_listed() -> None:
     project = site.read_project(ROOT)
-    listed = {page.source for page in site.pages(project, "cpu") if page.section != "This run (cpu)"}
+    listed = {source for source, _ in site._entries(project.quarto["website"]["sidebar"]["contents"])}
     files = {p.relative_to(project.notebooks).as_posix() for p in project.notebooks.rglob("*.ipynb")}
     wanted = {f for f in files if not f.startswith(("benchmarks/", "reports/")) and ".ipynb_checkpoints" not in f}
     committed = {f for f in files if f.startswith("reports/") and f.endswith(".cpu.ipynb")}
@@ -375,6 +385,18 @@ def test_the_link_to_the_navigation_is_intact() -> None:
 
 def test_readme_is_what_the_front_page_gives() -> None:
     site.readme(ROOT, check=True)
+
+
+def test_readme_links_to_files_and_pages_that_exist() -> None:
+    project = site.read_project(ROOT)
+    home = project.settings["doc_host"] + project.settings["doc_baseurl"] + "/"
+    entries = site._entries(project.quarto["website"]["sidebar"]["contents"])
+    hrefs = {site.Page(source, "", Path()).href for source, _ in entries}
+    for link in re.findall(r"\]\(([^)\s]+)\)", (ROOT / "README.md").read_text()):
+        if link.startswith(home):
+            assert link.removeprefix(home).partition("#")[0] in hrefs, link
+        elif not link.startswith(("http", "#")):
+            assert (ROOT / link).is_file(), link
 
 
 def test_the_citation_names_the_version() -> None:

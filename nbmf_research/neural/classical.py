@@ -169,7 +169,7 @@ class Xz(ByteCodec):
         """Decompress with lzma."""
         return _drain(lzma.LZMADecompressor(lzma.FORMAT_XZ), packed, size)
 
-
+# %% ../../nbs/27_neural.classical.ipynb #8e789426
 def _drain(stream: Any, packed: bytes, size: int) -> bytes:
     """Decompress at most `size` bytes; the stream must end there, and with the last byte of `packed`."""
     raw: bytes = stream.decompress(packed, size + 1)
@@ -177,7 +177,7 @@ def _drain(stream: Any, packed: bytes, size: int) -> bytes:
         raise StreamError(f"the compressed data do not end with {size} bytes")
     return raw
 
-# %% ../../nbs/27_neural.classical.ipynb #8e789426
+# %% ../../nbs/27_neural.classical.ipynb #51941570
 @register_codec("zstd")
 class Zstd(ByteCodec):
     """Zstandard, level 19."""
@@ -198,14 +198,14 @@ class Zstd(ByteCodec):
         out: bytes = zstd.ZstdDecompressor().decompress(packed, allow_extra_data=False)
         return out
 
-
+# %% ../../nbs/27_neural.classical.ipynb #5d80d5eb
 @register_codec("delta-zstd")
 class DeltaZstd(Zstd):
     """Differences in time, channel by channel, then Zstandard."""
 
     default_delta = True
 
-# %% ../../nbs/27_neural.classical.ipynb #51941570
+# %% ../../nbs/27_neural.classical.ipynb #668c2c91
 @register_codec("blosc")
 class Blosc(ByteCodec):
     """Blosc: bit shuffling, then Zstandard 9, in blocks. What zarr and SpikeInterface store by default, at its highest level."""
@@ -236,7 +236,7 @@ class Blosc(ByteCodec):
         out: bytes = require("numcodecs.blosc", extra="bench").decompress(packed)
         return out
 
-
+# %% ../../nbs/27_neural.classical.ipynb #942bb15a
 @register_codec("delta-blosc")
 class DeltaBlosc(Blosc):
     """Differences in time, channel by channel, then bit shuffling and Zstandard."""
@@ -298,7 +298,7 @@ def _centre(x: Samples) -> tuple[int, int]:
                 return origin, bits
     raise InputError(f"FLAC holds 24-bit integers, these samples span {lo} to {hi}; use pcodec, zstd or WavPack")
 
-
+# %% ../../nbs/27_neural.classical.ipynb #7923a59d
 @register_codec("flac")
 class Flac(Peer):
     """FLAC at level 8, through libsndfile; integers whose range fits into 24 bits.
@@ -337,7 +337,7 @@ class Flac(Peer):
         groups = [_flac_samples(s, (shape[0], min(together, shape[1] - i))) for s, i in zip(streams, first)]
         return _as_type(np.concatenate(groups, axis=1) + origin, dtype)
 
-# %% ../../nbs/27_neural.classical.ipynb #7923a59d
+# %% ../../nbs/27_neural.classical.ipynb #32379c20
 def _flac_bytes(x: Samples, bits: int) -> bytes:
     """One FLAC file; the sampling rate in it means nothing."""
     out = io.BytesIO()
@@ -364,7 +364,7 @@ def _as_type(x: Samples, dtype: np.dtype[Any]) -> Samples:
         raise StreamError(f"the decoded samples span {x.min()} to {x.max()}, which is not {dtype}")
     return x.astype(dtype)
 
-
+# %% ../../nbs/27_neural.classical.ipynb #a3189bce
 @register_codec("flac-stereo")
 class FlacStereo(Flac):
     """FLAC at level 8 with neighbouring channels as stereo pairs."""
@@ -421,7 +421,7 @@ def _pipe(command: Sequence[str], data: bytes) -> bytes:
         raise NbmfError(f"{command[0]} failed: {next((s.strip() for s in lines if s.strip()), 'it said nothing')}")
     return run.stdout
 
-
+# %% ../../nbs/27_neural.classical.ipynb #0c81c11c
 def _flip(x: Samples) -> Samples:
     """Give the samples in the tool's convention: 8 bits unsigned, wider integers signed. Its own inverse."""
     word = "u" if x.dtype.itemsize == 1 else "i"
@@ -431,7 +431,7 @@ def _flip(x: Samples) -> Samples:
     flipped: Samples = (_unsigned(x) ^ top).view(f"<{word}{x.dtype.itemsize}")
     return flipped
 
-# %% ../../nbs/27_neural.classical.ipynb #0c81c11c
+# %% ../../nbs/27_neural.classical.ipynb #45f16303
 @register_codec("wavpack")
 class WavPack(Peer):
     """WavPack, lossless, ``-hh``: all integer types and float32, through the command-line tools."""
@@ -473,7 +473,7 @@ class WavPack(Peer):
         x = np.concatenate(parts, axis=1)
         return x if x.dtype == dtype else _flip_back(x, dtype)
 
-
+# %% ../../nbs/27_neural.classical.ipynb #bb742254
 def _flip_back(x: Samples, dtype: np.dtype[Any]) -> Samples:
     """Undo `_flip` for samples of this type."""
     flipped: Samples = _flip(x.view(dtype)).view(dtype)
@@ -541,6 +541,10 @@ class Bounded(Peer):
     def squeeze(self, x: Samples) -> bytes:
         """Compress float samples."""
 
+    @abstractmethod
+    def expand(self, stream: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> Samples:
+        """Undo `squeeze`."""
+
     def decoded_dtype(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
         """float32 where it holds every value of the input exactly, else float64."""
         return np.dtype("<f4" if np.can_cast(dtype, np.float32) else "<f8")
@@ -554,7 +558,7 @@ class Bounded(Peer):
             If the library did not hold the bound on these samples.
         """
         y = x.astype(self.decoded_dtype(x.dtype))
-        payload = self.squeeze(y)
+        payload = pack_parts([self.squeeze(y)])  # the length: zfp would read on past the end of a cut stream
         with np.errstate(all="ignore"):
             worst = float(np.abs(self.restore(payload, y.shape, y.dtype) - x.astype(np.float64)).max())
         if not worst <= self.max_error:
@@ -562,6 +566,11 @@ class Bounded(Peer):
                 f"{self.name} was asked for a max_error of {self.max_error:g} and erred by {worst:g} on these samples; ask for a larger bound"
             )
         return payload
+
+    def restore(self, payload: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> Samples:
+        """Undo `encode`."""
+        (stream,) = unpack_parts(payload, 1)
+        return self.expand(stream, shape, dtype)
 
 # %% ../../nbs/27_neural.classical.ipynb #c87382db
 @register_codec("sz3")
@@ -578,16 +587,14 @@ class Sz3(Bounded):
             (bytes([i]) + _sz3_bytes(y, algorithm, self.max_error) for i, (y, algorithm) in enumerate(tries)), key=len
         )
 
-    def restore(self, payload: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> Samples:
-        """Undo `squeeze`."""
-        size = math.prod(shape)
-        form = ((size,), shape)[payload[0]]
-        x: Samples = require("pysz", extra="bench").sz.decompress(
-            np.frombuffer(payload, np.uint8, offset=1), dtype, form
-        )[0]
-        return np.ascontiguousarray(x.reshape(shape, order=_ORDER[payload[0] == 0]))
+    def expand(self, stream: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> Samples:
+        """Undo `squeeze`; the first byte says which of the two it was."""
+        way, packed = stream[0], np.frombuffer(stream, np.uint8, offset=1)
+        form = ((math.prod(shape),), shape)[way]
+        x: Samples = require("pysz", extra="bench").sz.decompress(packed, dtype, form)[0]
+        return np.ascontiguousarray(x.reshape(shape, order=_ORDER[way == 0]))
 
-
+# %% ../../nbs/27_neural.classical.ipynb #cd2a1886
 def _sz3_bytes(x: Samples, algorithm: int, max_error: float) -> bytes:
     pysz = require("pysz", extra="bench")
     config = pysz.szConfig(x.shape)
@@ -604,14 +611,13 @@ class Zfp(Bounded):
     needs = ("zfpy",)
 
     def squeeze(self, x: Samples) -> bytes:
-        """Compress with this tolerance; the length in front lets the decoder notice a cut stream, which zfp would read past."""
+        """Compress with this tolerance."""
         out: bytes = require("zfpy", extra="bench").compress_numpy(x, tolerance=self.max_error)
-        return pack_parts([out])
+        return out
 
-    def restore(self, payload: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> Samples:
+    def expand(self, stream: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> Samples:
         """Undo `squeeze`, if zfp's own header agrees with the frame."""
         zfpy = require("zfpy", extra="bench")
-        (stream,) = unpack_parts(payload, 1)
         head = zfpy.header(stream)
         if (head["ny"], head["nx"], head["nz"], head["type"]) != (*shape, 0, dtype):
             raise StreamError(

@@ -5,12 +5,14 @@
 # %% ../../nbs/26_neural.codec.ipynb #19eb9aa9
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import struct
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 import numpy as np
 import xarray as xr
@@ -19,12 +21,13 @@ from numpy.typing import NDArray
 from ..core import InputError, MissingDependencyError, Registry, StreamError, require
 
 # %% auto #0
-__all__ = ['MAGIC', 'MAX_SAMPLES', 'Kind', 'Samples', 'CODECS', 'Frame', 'Codec', 'register_codec', 'create_codec', 'decompress',
-           'Raw']
+__all__ = ['MAGIC', 'MAX_SAMPLES', 'Kind', 'Samples', 'CODECS', 'CODEC_MODULES', 'Frame', 'Codec', 'register_codec',
+           'load_codecs', 'codec_class', 'codec_names', 'create_codec', 'decompress', 'Raw']
 
 # %% ../../nbs/26_neural.codec.ipynb #5ca93cab
 MAGIC = b"NBP1"
-_FIXED = struct.Struct("<2sIIfI")  # dtype, n_time, n_channels, sampling_rate, CRC-32 of the payload
+_FIXED = struct.Struct("<2sIIf")  # dtype, n_time, n_channels, sampling_rate
+_CRC = struct.Struct("<I")  # CRC-32 of everything else
 MAX_SAMPLES = 2**40
 
 
@@ -53,10 +56,20 @@ class Frame:
     payload: bytes
 
     def pack(self) -> bytes:
-        """Serialise: magic, name, dtype, shape, rate, CRC-32, payload."""
+        """Serialise: magic, length and bytes of the name, dtype, shape, rate, CRC-32, payload.
+
+        Raises
+        ------
+        InputError
+            If shape or sampling rate do not fit the header.
+        """
         name = self.codec.encode()
-        fixed = _FIXED.pack(self.dtype.str[1:].encode(), *self.shape, self.sampling_rate, zlib.crc32(self.payload))
-        return MAGIC + bytes([len(name)]) + name + fixed + self.payload
+        try:
+            fixed = _FIXED.pack(self.dtype.str[1:].encode(), *self.shape, self.sampling_rate)
+        except (struct.error, OverflowError) as e:
+            raise InputError(f"{self.shape} samples at {self.sampling_rate} Hz do not fit a frame: {e}") from e
+        head = MAGIC + bytes([len(name)]) + name + fixed
+        return head + _CRC.pack(zlib.crc32(self.payload, zlib.crc32(head))) + self.payload
 
     @classmethod
     def unpack(cls, stream: bytes) -> Frame:
@@ -65,18 +78,20 @@ class Frame:
         Raises
         ------
         StreamError
-            If the stream is not a frame, is cut short, or its payload does not match its checksum.
+            If the stream is not a frame, is cut short, or does not match its checksum.
         """
+        stream = bytes(stream)
         if stream[:4] != MAGIC:
             raise StreamError(f"not a codec frame: it starts with {stream[:4]!r}, not {MAGIC!r}")
-        start = 5 + (stream[4] if len(stream) > 4 else 0)
-        if len(stream) < start + _FIXED.size:
+        at = 5 + (stream[4] if len(stream) > 4 else 0)
+        end = at + _FIXED.size
+        if len(stream) < end + _CRC.size:
             raise StreamError(f"the frame ends inside its header ({len(stream)} bytes)")
-        kind, n_time, n_channels, rate, crc = _FIXED.unpack_from(stream, start)
-        payload = stream[start + _FIXED.size :]
-        if zlib.crc32(payload) != crc:
-            raise StreamError("the payload does not match its checksum: the stream is truncated or damaged")
-        return cls(stream[5:start].decode("ascii", "replace"), _dtype(kind), _shape(n_time, n_channels), rate, payload)
+        payload = stream[end + _CRC.size :]
+        if zlib.crc32(payload, zlib.crc32(stream[:end])) != _CRC.unpack_from(stream, end)[0]:
+            raise StreamError("the stream does not match its checksum: it is truncated or damaged")
+        kind, n_time, n_channels, rate = _FIXED.unpack_from(stream, at)
+        return cls(stream[5:at].decode("ascii", "replace"), _dtype(kind), _shape(n_time, n_channels), rate, payload)
 
 
 def _dtype(kind: bytes) -> np.dtype[Any]:
@@ -169,7 +184,14 @@ class Codec(ABC):
         """Describe a stream without decoding it: codec, shape, dtype, bytes, bits_per_sample."""
         f = Frame.unpack(stream)
         n = max(f.shape[0] * f.shape[1], 1)
-        return {"codec": f.codec, "shape": f.shape, "dtype": f.dtype.name, "sampling_rate": f.sampling_rate, "bytes": len(stream), "bits_per_sample": 8 * len(stream) / n}
+        return {
+            "codec": f.codec,
+            "shape": f.shape,
+            "dtype": f.dtype.name,
+            "sampling_rate": f.sampling_rate,
+            "bytes": len(stream),
+            "bits_per_sample": 8 * len(stream) / n,
+        }
 
     def decompress(self, stream: bytes) -> xr.DataArray:
         """Decode a stream of this codec; see the module's `decompress`, which finds the codec by itself."""
@@ -184,6 +206,8 @@ class Codec(ABC):
 
 def _samples(x: xr.DataArray | Samples) -> Samples:
     """Check the input and give it as a C-contiguous little-endian (time, channel) array."""
+    if isinstance(x, xr.DataArray) and set(x.dims) - {"time", "channel"}:
+        raise InputError(f"a recording has the dimensions time and channel, this has {x.dims}")
     a = np.asarray(x.transpose("time", "channel").values if isinstance(x, xr.DataArray) and x.ndim == 2 else x)
     a = a[:, None] if a.ndim == 1 else a
     if a.ndim != 2 or a.size == 0:
@@ -209,9 +233,30 @@ def register_codec(name: str) -> Callable[[type[Codec]], type[Codec]]:
     return add
 
 
+CODEC_MODULES = ("classical", "transform", "lossless")
+
+
+def load_codecs() -> Registry[Codec]:
+    """Import the modules of this package that register codecs, and return the registry; importing `neural.codec` alone stays light."""
+    for module in CODEC_MODULES:
+        if importlib.util.find_spec(f"nbmf_research.neural.{module}"):
+            importlib.import_module(f"nbmf_research.neural.{module}")
+    return CODECS
+
+
+def codec_class(name: str) -> type[Codec]:
+    """Look a codec's class up by name, for its `kind` and `knob`."""
+    return cast("type[Codec]", load_codecs()[name])
+
+
+def codec_names(*kinds: Kind) -> list[str]:
+    """Names of the registered codecs, of these kinds if any are given."""
+    return [name for name in load_codecs() if not kinds or codec_class(name).kind in kinds]
+
+
 def create_codec(name: str, **parameters: Any) -> Codec:
     """Make a codec by name, such as ``create_codec("zlib", level=9)``; an unknown name raises `InputError` with the nearest one."""
-    return CODECS.create(name, **parameters)
+    return load_codecs().create(name, **parameters)
 
 
 def decompress(stream: bytes) -> xr.DataArray:
@@ -233,7 +278,7 @@ def decompress(stream: bytes) -> xr.DataArray:
         If the stream is damaged or its codec is unknown.
     """
     name = Frame.unpack(stream).codec
-    if name not in CODECS:
+    if name not in load_codecs():
         raise StreamError(f"this stream was made by {name!r}, which is not registered here")
     return CODECS.create(name).decompress(stream)
 

@@ -23,7 +23,7 @@ from ..core import InputError, require
 from .recordings import Stream, register_reader
 
 # %% auto #0
-__all__ = ['MICROVOLTS', 'MICROMETRES', 'BRAINVISION_TYPES', 'HEAD_RADIUS', 'FIF_TYPES', 'FIFF_FILE_ID', 'NEVER_GUESSED',
+__all__ = ['MICROVOLTS', 'MICROMETRES', 'HEAD_RADIUS', 'BRAINVISION_TYPES', 'FIFF_FILE_ID', 'FIF_TYPES', 'NEVER_GUESSED',
            'NEO_SUFFIXES', 'MappedSamples', 'NeoSamples', 'parse_neo', 'neo_samples', 'neo_stream', 'one_unit',
            'open_neuralynx', 'open_blackrock', 'open_intan', 'open_spikeglx', 'open_openephys', 'open_continuous',
            'BidsChannel', 'bids_channels', 'with_bids', 'open_brainvision', 'open_eeglab', 'FifSamples', 'open_fif',
@@ -65,16 +65,22 @@ class MappedSamples:
         """Read samples ``start:stop`` of these channels, shape (stop - start, len(channels))."""
         return np.asarray(self.data[start:stop])[:, self.columns[channels]]
 
+# %% ../../nbs/25_neural.ephys.ipynb #d2450cf8
+def _start(path: Path, n: int) -> bytes:
+    """The first bytes of a file."""
+    with path.open("rb") as f:
+        return f.read(n)
 
-def _mapped(path: Path, dtype: Any, n_channels: int, *, by_channel: bool = False) -> NDArray[Any]:
-    """Map a headerless file of interleaved (or channel after channel) samples; it must hold whole samples of all channels."""
+
+def _mapped(path: Path, dtype: Any, n_channels: int, *, by_channel: bool = False, header: int = 0) -> NDArray[Any]:
+    """Map a file of interleaved (or channel after channel) samples behind a header; it must hold whole samples of all channels."""
     kind = np.dtype(dtype)
-    size = path.stat().st_size if path.exists() else 0
+    size = max(path.stat().st_size - header, 0) if path.exists() else 0
     if not size or size % (kind.itemsize * n_channels):
         raise InputError(
             f"{path}: {size} bytes are not a whole number of samples of {n_channels} {kind.name} channels; the file is missing or truncated"
         )
-    flat = np.memmap(path, kind, mode="r")
+    flat = np.memmap(path, kind, mode="r", offset=header)
     return flat.reshape(n_channels, -1).T if by_channel else flat.reshape(-1, n_channels)
 
 # %% ../../nbs/25_neural.ephys.ipynb #5f3daae4
@@ -160,7 +166,7 @@ def parse_neo(name: str, **arguments: Any) -> Any:
         rawio.parse_header()
     return rawio
 
-
+# %% ../../nbs/25_neural.ephys.ipynb #38da4f55
 def neo_samples(rawio: Any) -> list[NeoSamples]:
     """List the streams of a parsed neo reader in all its segments, those without samples left out."""
     places = [(b, s) for b in range(rawio.block_count()) for s in range(rawio.segment_count(b))]
@@ -171,7 +177,7 @@ def neo_samples(rawio: Any) -> list[NeoSamples]:
             out.append(NeoSamples(rawio, block, segment, stream, number, n, int(rawio.signal_channels_count(stream))))
     return [s for s in out if s.n_time]
 
-
+# %% ../../nbs/25_neural.ephys.ipynb #9822f1ef
 def neo_stream(samples: NeoSamples, **fields: Any) -> Stream:
     """Turn a stream of neo's into ours.
 
@@ -261,9 +267,9 @@ def _tree(path: Path, pattern: str) -> list[Path]:
     found = [p for p in path.rglob(pattern) if p.is_file()]
     return sorted(found, key=lambda p: [int(w) if w.isdigit() else w for w in re.split(r"(\d+)", str(p))])
 
-
+# %% ../../nbs/25_neural.ephys.ipynb #130dbef9
 def _is_neuralynx(path: Path) -> bool:
-    return any(path.glob("*.ncs")) if path.is_dir() else path.read_bytes()[:8] == b"########"
+    return any(path.glob("*.ncs")) if path.is_dir() else _start(path, 8) == b"########"
 
 
 @register_reader("neuralynx", (".ncs", ""), _is_neuralynx)
@@ -287,7 +293,7 @@ def open_neuralynx(path: Path, *, gap_tolerance_ms: float | None = None) -> list
         _records(f, 16384, 1044)
     if not files:
         raise InputError(f"{path}: holds no samples; an .ncs file is a header of 16384 bytes and records")
-    text = files[0].read_bytes()[:16384].decode("latin-1")
+    text = _start(files[0], 16384).decode("latin-1")
     rate = re.search(r"-SamplingFrequency\s+([\d.]+)", text)
     if rate is None:
         raise InputError(f"{files[0]}: the header names no -SamplingFrequency; this is no Neuralynx file")
@@ -314,30 +320,57 @@ def _full(samples: NeoSamples) -> NeoSamples:
     return samples
 
 # %% ../../nbs/25_neural.ephys.ipynb #c1763665
+def _magic(path: Path, known: Sequence[bytes], what: str) -> bytes:
+    """The first bytes of a file, which must be one of these."""
+    found = _start(path, len(known[0]))
+    if found not in known:
+        raise InputError(f"{path}: this is no {what} file; it begins with {found[:8]!r}")
+    return found
+
+
 @register_reader("blackrock", tuple(f".ns{i}" for i in range(1, 7)))
 def open_blackrock(path: Path) -> list[Stream]:
     """Open a Blackrock .ns1 to .ns6 file; each uninterrupted run is a segment. For specification 2.1 the scale stands in the .nev beside it."""
-    with path.open("rb") as f:
-        old = f.read(8) == b"NEURALSG"
+    old = _magic(path, (b"NEURALSG", b"NEURALCD", b"BRSMPGRP"), "Blackrock .nsX") == b"NEURALSG"
     number = int(path.suffix[-1])
     rawio = parse_neo("BlackrockRawIO", filename=str(path), nsx_to_load=number, load_nev=old, gap_tolerance_ms=0.0)
-    head = rawio._nsx_ext_header[number]
-    bits = (
-        0 if old else math.ceil(math.log2(int(head["max_digital_val"].max()) - int(head["min_digital_val"].min()) + 1))
-    )
+    head, runs = rawio._nsx_ext_header[number], rawio._nsx_data_header[number]
+    if old:  # neo leaves out the last sample
+        n = len(head)
+        return [
+            replace(neo_stream(s), reader=MappedSamples(_mapped(path, "<i2", n, header=32 + 4 * n), np.arange(n)))
+            for s in neo_samples(rawio)
+        ]
+    place = runs[0]["memmap_kwargs"]
+    if "packet_size" in place:  # one packet for each sample, with a time stamp in nanoseconds
+        _records(path, place["offset"], place["packet_size"])
+    bits = math.ceil(math.log2(int(head["max_digital_val"].max()) - int(head["min_digital_val"].min()) + 1))
     return [neo_stream(s, native_bits=bits) for s in neo_samples(rawio)]
 
-
+# %% ../../nbs/25_neural.ephys.ipynb #45a16048
 @register_reader("intan", (".rhd", ".rhs"))
 def open_intan(path: Path) -> list[Stream]:
-    """Open an Intan .rhd or .rhs: amplifier words stay uint16 with offset -32768 * 0.195 uV; jumps of the time stamps are gaps."""
+    """Open an Intan .rhd or .rhs: amplifier words stay uint16 with offset -32768 * 0.195 uV; jumps of the time stamps are gaps. Of folders of .dat files, give the info.rhd or info.rhs."""
+    _magic(path, (b"\x02\x27\x91\xc6", b"\xac\x27\x91\xd6"), "Intan")
     rawio = parse_neo("IntanRawIO", filename=path, ignore_integrity_checks=True)
-    stamps = rawio.get_intan_timestamps() if rawio.discontinuous_timestamps else np.zeros(0, np.int32)
-    bits = {"amplifier channel": 16, "DC Amplifier channel": 10}
+    every = rawio.get_intan_timestamps()
+    stamps = every if rawio.discontinuous_timestamps else every[:0]
+    bits = {" amplifier channel": 16, "DC Amplifier channel": 10}
     out = []
     for s in neo_samples(rawio):
+        if s.name.endswith(" amplifier channel") and s.n_time != len(every):
+            raise InputError(
+                f"{path}: {s.n_time} amplifier samples for {len(every)} time stamps; one of the .dat files is truncated"
+            )
         known = next((b for word, b in bits.items() if s.name.endswith(word)), 0)
-        out.append(neo_stream(s, native_bits=known, gaps=_jumps(stamps, s.n_time, s.sampling_rate)))
+        out.append(
+            neo_stream(
+                s,
+                native_bits=known,
+                gaps=_jumps(stamps, s.n_time, s.sampling_rate),
+                neural=s.name.endswith(" amplifier channel"),
+            )
+        )
     return out
 
 
@@ -353,7 +386,13 @@ def _jumps(numbers: NDArray[Any], n_time: int, rate: float) -> list[tuple[int, f
 
 # %% ../../nbs/25_neural.ephys.ipynb #f40f7e13
 def _is_spikeglx(path: Path) -> bool:
-    pairs = path.rglob("*.meta") if path.is_dir() else [path.with_suffix(".meta")]
+    pairs = (
+        path.rglob("*.meta")
+        if path.is_dir()
+        else [path.with_suffix(".meta")]
+        if path.suffix in (".meta", ".bin")
+        else []
+    )
     return any(p.with_suffix(".bin").exists() and "snsChanMap" in p.read_text(errors="replace") for p in pairs)
 
 
@@ -383,10 +422,16 @@ def open_spikeglx(path: Path) -> list[Stream]:
                 "native_bits": top.bit_length(),
                 "positions": _glx_positions(Path(info["meta_file"]), s.n_channels),
             }
-            out.append(neo_stream(s, **({"units": "counts", "gain": 1.0} if sync else analog)))
+            out.append(
+                neo_stream(
+                    s,
+                    neural=name.startswith("imec") and not sync,
+                    **({"units": "counts", "gain": 1.0} if sync else analog),
+                )
+            )
     return out
 
-
+# %% ../../nbs/25_neural.ephys.ipynb #3a62aff6
 def _stated_size(path: Path, meta: Mapping[str, Any]) -> None:
     stated, size = int(meta.get("fileSizeBytes", 0)), path.stat().st_size
     if stated and stated != size:
@@ -409,8 +454,12 @@ def _oebins(path: Path) -> list[Path]:
     """The structure.oebin files that a folder, an .oebin or a continuous.dat stands for."""
     if path.is_dir():
         return _tree(path, "structure.oebin")
-    near = [path, path.parent / "structure.oebin", *(p / "structure.oebin" for p in path.parents[1:3])]
-    return [p for p in near if p.name.endswith(".oebin") and p.exists()][:1]
+    near = (
+        [path]
+        if path.suffix == ".oebin"
+        else [p / "structure.oebin" for p in path.parents[:3] if path.suffix == ".dat"]
+    )
+    return [p for p in near if p.exists()][:1]
 
 
 @register_reader("openephys", (".oebin", ".dat", ""), lambda path: bool(_oebins(path)))
@@ -442,14 +491,14 @@ def open_openephys(path: Path) -> list[Stream]:
                 out += _oe_streams(dat, info, prefix, out)
     return out
 
-
+# %% ../../nbs/25_neural.ephys.ipynb #fac276a7
 def _dat(oebin: Path, info: Mapping[str, Any]) -> Path:
     """Where a stream's continuous.dat lies: in its folder, or flat beside the structure.oebin."""
     usual = oebin.parent / "continuous" / info["folder_name"] / "continuous.dat"
     flat = oebin.parent / "continuous.dat"
     return flat if flat.exists() and not usual.exists() else usual
 
-# %% ../../nbs/25_neural.ephys.ipynb #fac276a7
+# %% ../../nbs/25_neural.ephys.ipynb #aeec21f6
 def _oe_streams(dat: Path, info: Mapping[str, Any], prefix: str, before: Sequence[Stream]) -> list[Stream]:
     """Make the streams of one continuous.dat: electrodes, analog inputs, sync line."""
     table, rate = info["channels"], float(info["sample_rate"])
@@ -475,6 +524,7 @@ def _oe_streams(dat: Path, info: Mapping[str, Any], prefix: str, before: Sequenc
                 t_start=start,
                 gaps=gaps,
                 segment=segment,
+                neural=not kind,
                 **scale,
             )
         )
@@ -488,7 +538,7 @@ def _oe_scale(kind: str, channels: Sequence[Mapping[str, Any]]) -> dict[str, Any
     unit, gain, _ = one_unit(units, [float(c["bit_volts"]) for c in channels], np.zeros(len(channels)))
     return {"units": unit, "gain": gain}
 
-
+# %% ../../nbs/25_neural.ephys.ipynb #69a67219
 def _sample_numbers(dat: Path, n: int) -> NDArray[Any]:
     """The number of each sample, or nothing if it was not kept; before version 0.6 the file was called timestamps.npy."""
     names = [p for p in (dat.with_name("sample_numbers.npy"), dat.with_name("timestamps.npy")) if p.exists()]
@@ -531,7 +581,7 @@ def open_continuous(path: Path) -> list[Stream]:
         for first, stop in _runs(list(rawio._sigs_memmap[s.segment].values())):
             run = replace(s, first=first, n_time=stop - first, number=numbers[s.stream])
             numbers[s.stream] += 1
-            out.append(neo_stream(run))
+            out.append(neo_stream(run, neural=s.name == "Signals CH"))
     return out
 
 
@@ -568,7 +618,7 @@ class BidsChannel:
     units: str = ""
     xyz: tuple[float, float, float] = (math.nan, math.nan, math.nan)
 
-
+# %% ../../nbs/25_neural.ephys.ipynb #3b8d091c
 def bids_channels(path: Path) -> dict[str, BidsChannel]:
     """Read channels.tsv, electrodes.tsv and coordsystem.json beside a BIDS recording.
 
@@ -595,7 +645,7 @@ def bids_channels(path: Path) -> dict[str, BidsChannel]:
             out[row["name"]] = replace(out.get(row["name"], BidsChannel()), xyz=(x, y, z))
     return out
 
-
+# %% ../../nbs/25_neural.ephys.ipynb #f16618b2
 def with_bids(stream: Stream, path: Path) -> Stream:
     """Fill a stream's unknown positions, and its unit if it has none, from the BIDS files beside `path`; without such files it stays as it is."""
     known = bids_channels(path)
@@ -646,6 +696,7 @@ def _number(text: str) -> float:
         return math.nan
 
 # %% ../../nbs/25_neural.ephys.ipynb #c08a929b
+HEAD_RADIUS = 85_000.0  # micrometres, of the sphere that positions on a unit sphere stand for
 BRAINVISION_TYPES = {"INT_16": "<i2", "UINT_16": "<u2", "INT_32": "<i4", "IEEE_FLOAT_32": "<f4", "IEEE_FLOAT_64": "<f8"}
 
 
@@ -667,8 +718,12 @@ def _sections(path: Path) -> dict[str, dict[str, str]]:
             out[section][key.strip().lower()] = value.strip()
     return out
 
-
-@register_reader("brainvision", (".vhdr", ".eeg", ".vmrk"), lambda path: path.with_suffix(".vhdr").exists())
+# %% ../../nbs/25_neural.ephys.ipynb #91627e76
+@register_reader(
+    "brainvision",
+    (".vhdr", ".eeg", ".vmrk"),
+    lambda path: path.suffix in (".vhdr", ".eeg", ".vmrk") and path.with_suffix(".vhdr").exists(),
+)
 def open_brainvision(path: Path) -> list[Stream]:
     """Open a BrainVision recording; BIDS neighbours give positions (see `with_bids`).
 
@@ -714,7 +769,7 @@ def open_brainvision(path: Path) -> list[Stream]:
     )
     return [with_bids(stream, head)]
 
-# %% ../../nbs/25_neural.ephys.ipynb #91627e76
+# %% ../../nbs/25_neural.ephys.ipynb #016e337b
 def _beside(head: Path, name: str) -> Path:
     """The file that a header names ($b is the header's own name), or the one of the header's name if it was renamed."""
     named = head.with_name(name.replace("$b", head.stem))
@@ -737,7 +792,7 @@ def _bv_positions(table: Mapping[str, str], n: int) -> NDArray[np.float64]:
     t, p = np.deg2rad(theta), np.deg2rad(phi)
     return np.stack([r * np.sin(t) * np.cos(p), r * np.sin(t) * np.sin(p), r * np.cos(t)], axis=1)
 
-
+# %% ../../nbs/25_neural.ephys.ipynb #d426324e
 def _bv_gaps(markers: Mapping[str, str], n_time: int, rate: float) -> list[tuple[int, float]]:
     """Breaks at "New Segment" markers: (sample, missing seconds by the markers' dates, 0 if they have none)."""
     rows = [m.split(",") for m in markers.values() if m.startswith("New Segment")]
@@ -763,11 +818,12 @@ def _microseconds(stamp: str) -> int | None:
 def _iso(digits: str) -> str:
     return f"{digits[:4]}-{digits[4:6]}-{digits[6:8]}T{digits[8:10]}:{digits[10:12]}:{digits[12:14]}"
 
-
-HEAD_RADIUS = 85_000.0  # micrometres, of the sphere that positions on a unit sphere stand for
-
 # %% ../../nbs/25_neural.ephys.ipynb #5874e703
-@register_reader("eeglab", (".set", ".fdt"), lambda path: path.with_suffix(".set").open("rb").read(6) == b"MATLAB")
+@register_reader(
+    "eeglab",
+    (".set", ".fdt"),
+    lambda path: path.suffix in (".set", ".fdt") and _start(path.with_suffix(".set"), 6) == b"MATLAB",
+)
 def open_eeglab(path: Path) -> list[Stream]:
     """Open an EEGLAB data set, .set with or without .fdt.
 
@@ -806,7 +862,7 @@ def open_eeglab(path: Path) -> list[Stream]:
         )
     ]
 
-
+# %% ../../nbs/25_neural.ephys.ipynb #9dc8aed8
 def _boundaries(fields: Mapping[str, Any], points: int, rate: float) -> list[tuple[int, float]]:
     """Where continuous data were cut: (sample, seconds cut out, 0 if not kept)."""
     found: dict[int, float] = {}
@@ -816,11 +872,10 @@ def _boundaries(fields: Mapping[str, Any], points: int, rate: float) -> list[tup
             found[at] = max(0.0, float(cut) / rate) if isinstance(cut, int | float) and math.isfinite(cut) else 0.0
     return sorted(found.items())
 
-# %% ../../nbs/25_neural.ephys.ipynb #9dc8aed8
+# %% ../../nbs/25_neural.ephys.ipynb #49c331ab
 def _set_fields(path: Path) -> tuple[dict[str, Any], Any]:
     """Read the fields of a data set, with its samples as (time, channel) if they are inside."""
-    with path.open("rb") as f:
-        modern = b"MATLAB 7.3" in f.read(128)
+    modern = b"MATLAB 7.3" in _start(path, 128)
     fields = _hdf_fields(path) if modern else _mat_fields(path)
     data = fields.get("data")
     if isinstance(data, str) or data is None:
@@ -851,7 +906,7 @@ def _hdf_fields(path: Path) -> dict[str, Any]:
     data = group.get("data")
     return out | ({} if data is None else {"data": _hdf_value(root, data) if data.dtype == np.uint16 else data})
 
-
+# %% ../../nbs/25_neural.ephys.ipynb #def47db8
 def _hdf_value(root: Any, item: Any) -> Any:
     """A MATLAB value: text, number, or None if empty or of a kind that is not needed here."""
     value = np.asarray(item[()])
@@ -906,9 +961,9 @@ def _locations(fields: Mapping[str, Any], n: int, path: Path) -> tuple[list[str]
     unit = str(info.get("unit", "")) if isinstance(info, dict) else ""
     radius = float(np.nanmedian(np.linalg.norm(xyz, axis=1))) if np.isfinite(xyz).all(axis=1).any() else 1.0
     scale = MICROMETRES.get(unit, HEAD_RADIUS if radius < 2 else 1e3)
-    return names, np.stack([-xyz[:, 1], xyz[:, 0], xyz[:, 2]], axis=1) * scale
+    return names, scale * np.stack([-xyz[:, 1], xyz[:, 0], xyz[:, 2]], axis=1) + 0.0  # no -0.0
 
-
+# %% ../../nbs/25_neural.ephys.ipynb #f408997b
 def _locs(path: Path, n: int) -> tuple[list[str] | None, NDArray[np.float64] | None]:
     """Read a .locs file with `n` rows (number, angle from the nose to the right in degrees, radius with 0.5 at the equator, name), if exactly one is there."""
     tables = [
@@ -924,6 +979,7 @@ def _locs(path: Path, n: int) -> tuple[list[str] | None, NDArray[np.float64] | N
     return [r[3].strip(".") for r in fits[0]], HEAD_RADIUS * xyz
 
 # %% ../../nbs/25_neural.ephys.ipynb #041ec09d
+FIFF_FILE_ID = 100  # kind of the first tag of every FIF file
 FIF_TYPES = {"short": "<i2", "int": "<i4", "single": "<f4", "double": "<f8"}
 
 
@@ -939,16 +995,15 @@ class FifSamples:
         Physical value of one stored unit, for each channel.
     dtype : numpy.dtype
         Stored type.
+    first, n_time : int
+        Where these samples start in mne's, and how many they are.
     """
 
     raw: Any
     scale: NDArray[np.float64]
     dtype: np.dtype[Any]
-
-    @property
-    def n_time(self) -> int:
-        """Samples for each channel."""
-        return int(self.raw.n_times)
+    first: int
+    n_time: int
 
     @property
     def n_channels(self) -> int:
@@ -957,14 +1012,14 @@ class FifSamples:
 
     def read(self, start: int, stop: int, channels: NDArray[np.intp]) -> NDArray[Any]:
         """Read samples ``start:stop`` of these channels, shape (stop - start, len(channels))."""
-        values = self.raw[channels, start:stop][0].T / self.scale[channels]
+        values = self.raw[channels, self.first + start : self.first + stop][0].T / self.scale[channels]
         stored: NDArray[Any] = (values if self.dtype.kind == "f" else np.rint(values)).astype(self.dtype)
         return stored
 
-
+# %% ../../nbs/25_neural.ephys.ipynb #0d51f90d
 @register_reader("fif", (".fif",))
 def open_fif(path: Path) -> list[Stream]:
-    """Open a raw FIF file (needs mne): stored numbers, µV for voltages, positions in micrometres in the file's frame.
+    """Open a raw FIF file (needs mne): stored numbers, µV for voltages, positions in micrometres in the file's frame. Runs between suspensions are segments.
 
     Raises
     ------
@@ -989,23 +1044,26 @@ def open_fif(path: Path) -> list[Stream]:
         units, gain = "uV", gain * 1e6
     xyz = np.array([c["loc"][:3] for c in table], np.float64) * 1e6
     xyz[~xyz.any(axis=1)] = np.nan
-    samples = FifSamples(raw, scale, np.dtype(FIF_TYPES.get(raw.orig_format, "<f8")))
-    samples.read(samples.n_time - 1, samples.n_time, np.arange(len(table)))
+    rate, kind = float(raw.info["sfreq"]), np.dtype(FIF_TYPES.get(raw.orig_format, "<f8"))
+    fields: dict[str, Any] = {"units": units, "gain": gain, "offset": offset, "positions": xyz}
+    runs = [(a, FifSamples(raw, scale, kind, a, b - a)) for a, b in _fif_runs(raw)]
     return [
-        Stream(
-            "signals",
-            samples,
-            float(raw.info["sfreq"]),
-            raw.ch_names,
-            units,
-            gain,
-            offset,
-            positions=xyz,
-            t_start=raw.first_time,
-        )
+        Stream("signals", r, rate, raw.ch_names, t_start=raw.first_time + a / rate, segment=i, **fields)
+        for i, (a, r) in enumerate(runs)
     ]
 
 
+def _fif_runs(raw: Any) -> list[tuple[int, int]]:
+    """Spans of stored samples; where acquisition was suspended mne hands out zeros."""
+    stored = [(int(n), e is not None) for x in raw._raw_extras for e, n in zip(x["ent"], np.diff(x["bounds"]))]
+    edges = np.cumsum([0, *(n for n, _ in stored)]).tolist()
+    runs: list[tuple[int, int]] = []
+    for (_, kept), a, b in zip(stored, edges, edges[1:]):
+        if kept:
+            runs[-1:] = [(runs[-1][0], b)] if runs and runs[-1][1] == a else [*runs[-1:], (a, b)]
+    return runs
+
+# %% ../../nbs/25_neural.ephys.ipynb #aba5ffb7
 def _whole_fif(path: Path) -> None:
     """Walk through the tags (kind, type, size, next): mne does not notice that the end of the last ones is missing."""
     size, at = path.stat().st_size, 0
@@ -1018,9 +1076,6 @@ def _whole_fif(path: Path) -> None:
             if len(tag) < 4 or not 0 <= tag[2] <= size - at - 16 or (0 < tag[3] <= at):
                 raise InputError(f"{path}: ends in the middle of a tag at byte {at}; it is truncated or damaged")
             at = at + 16 + int(tag[2]) if tag[3] == 0 else int(tag[3])
-
-
-FIFF_FILE_ID = 100  # kind of the first tag of every FIF file
 
 # %% ../../nbs/25_neural.ephys.ipynb #f21e2249
 NEVER_GUESSED = (
@@ -1057,14 +1112,14 @@ NEO_SUFFIXES = (
     *(".lsx", ".mpx", ".medd", ".axgx", ".axgd", ".brw", ".xml", ".lfp", ".eeg"),
 )
 
-
+# %% ../../nbs/25_neural.ephys.ipynb #ae3b7189
 def _guess(path: Path) -> list[str]:
     """Names of neo's readers that might read a file or folder, the likeliest first."""
     import neo.rawio
 
     return [c.__name__ for c in neo.rawio.get_rawio(path, exclusive_rawio=False) if c.__name__ not in NEVER_GUESSED]
 
-
+# %% ../../nbs/25_neural.ephys.ipynb #51625af0
 @register_reader("neo", (*NEO_SUFFIXES, ""), lambda path: bool(_guess(path)))
 def open_neo(path: Path, *, rawio: str = "", **arguments: Any) -> list[Stream]:
     """Open anything that one of neo's raw readers reads.

@@ -81,7 +81,7 @@ class Probe:
     def __repr__(self) -> str:
         return f"Probe({self.name!r}, {len(self)} contacts, kind={self.kind!r})"
 
-
+# %% ../../nbs/22_neural.probes.ipynb #99268884
 def _xyz(points: ArrayLike) -> Floats:
     """Copy positions as (n, 3) float64, with z = 0 where there are two columns."""
     p = np.array(points, np.float64)
@@ -178,7 +178,7 @@ OLD_NAMES = {"T3": "T7", "T4": "T8", "T5": "P7", "T6": "P8", "M1": "TP9", "M2": 
 _BY_CASE = {k.lower(): row for k, row in ROWS.items()}
 _NAME = re.compile("(" + "|".join(sorted(_BY_CASE, key=len, reverse=True)) + r")(z|(10|[1-9])(h?))", re.IGNORECASE)
 
-
+# %% ../../nbs/22_neural.probes.ipynb #0afa15e8
 def _sphere(polar: float, azimuth: float) -> Floats:
     """Unit vector `polar` degrees from the vertex (+z), `azimuth` degrees from the front (+y) towards the left (-x)."""
     p, a = np.radians([polar, azimuth])
@@ -309,7 +309,7 @@ def to_probeinterface_dict(probe: Probe) -> dict[str, Any]:
     }
     return {"specification": "probeinterface", "version": "0.2.21", "probes": [one]}
 
-
+# %% ../../nbs/22_neural.probes.ipynb #cdf3e7c5
 _MICROMETRES = {"um": 1.0, "mm": 1e3, "m": 1e6}
 
 
@@ -346,7 +346,7 @@ def from_probeinterface(source: Any) -> Probe:
     name, kind = str(notes.get("name") or notes.get("model_name") or "probeinterface"), str(notes.get("kind", "other"))
     return Probe(name, xyz[order], tuple(ids[i] for i in order), shanks[order], _radius(probes[0]), kind)
 
-
+# %% ../../nbs/22_neural.probes.ipynb #178769ca
 def _contacts(p: Mapping[str, Any]) -> tuple[Floats, list[str], NDArray[np.int64], NDArray[np.int64]]:
     """Positions in micrometres, names, shank numbers and channel indices of one probe's dictionary."""
     unit = p.get("si_units", "um")

@@ -53,7 +53,7 @@ class Reader(Protocol):
     def read(self, start: int, stop: int, channels: NDArray[np.intp]) -> NDArray[Any]:
         """Read samples ``start:stop`` of the channels with these indexes, shape (stop - start, len(channels))."""
 
-
+# %% ../../nbs/20_neural.recordings.ipynb #f4ea7ecb
 class _Lazy(BackendArray):
     """A reader as xarray's backend array."""
 
@@ -65,36 +65,35 @@ class _Lazy(BackendArray):
         self.dtype = reader.dtype.newbyteorder("=")
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._get)
+        if isinstance(key, indexing.VectorizedIndexer):  # a list of (time, channel) points
+            return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._get)
+        return self._get(key.tuple)
 
     def _get(self, key: tuple[Any, ...]) -> NDArray[Any]:
-        time, channel = (
-            np.arange(n)[k] if not isinstance(k, slice) or k.step not in (None, 1) else range(n)[k]
-            for k, n in zip(key, self.shape)
-        )
+        time, channel = (range(n)[k] if isinstance(k, slice) else np.asarray(k) % n for k, n in zip(key, self.shape))
         channels = np.atleast_1d(np.asarray(channel, np.intp))
-        block = self._rows(time, channels)
-        block = block[0] if np.ndim(key[0]) == 0 and not isinstance(key[0], slice) else block
-        return block[..., 0] if np.ndim(key[1]) == 0 and not isinstance(key[1], slice) else block
+        if isinstance(time, range) and time.step == 1:
+            block = self._span(time.start, max(time.start, time.stop), channels)
+        else:
+            block = self._gather(np.atleast_1d(np.asarray(time)), channels)
+        single = tuple(0 if np.ndim(k) == 0 and not isinstance(k, slice) else slice(None) for k in key)
+        return np.asarray(block[single])
 
-    def _rows(self, time: range | NDArray[np.intp] | np.intp, channels: NDArray[np.intp]) -> NDArray[Any]:
-        if isinstance(time, range):
-            return (
-                self._read(time.start, time.stop, channels) if len(time) else np.empty((0, len(channels)), self.dtype)
-            )
-        rows = np.atleast_1d(time)
+    def _gather(self, rows: NDArray[np.intp], channels: NDArray[np.intp]) -> NDArray[Any]:
         out = np.empty((len(rows), len(channels)), self.dtype)
-        step = max(1, self.window // max(1, len(channels)))
-        for key in np.unique(rows // step):
-            here = np.flatnonzero(rows // step == key)
+        window = rows // max(1, self.window // max(1, len(channels)))
+        for key in np.unique(window):
+            here = np.flatnonzero(window == key)
             first, last = rows[here].min(), rows[here].max() + 1
-            out[here] = self._read(int(first), int(last), channels)[rows[here] - first]
+            out[here] = self._span(int(first), int(last), channels)[rows[here] - first]
         return out
 
-    def _read(self, start: int, stop: int, channels: NDArray[np.intp]) -> NDArray[Any]:
+    def _span(self, start: int, stop: int, channels: NDArray[np.intp]) -> NDArray[Any]:
         try:
             block = np.asarray(self.reader.read(start, stop, channels), self.dtype)
-        except (OSError, ValueError, IndexError, EOFError) as e:
+        except NbmfError:
+            raise
+        except Exception as e:
             raise InputError(
                 f"samples {start}..{stop} cannot be read: the file is truncated, damaged or gone ({e})"
             ) from e
@@ -104,7 +103,7 @@ class _Lazy(BackendArray):
             )
         return block
 
-
+# %% ../../nbs/20_neural.recordings.ipynb #4990b497
 @dataclass
 class ArrayReader:
     """A reader of an array, such as a memory map, shape (time,) or (time, channel)."""
@@ -190,10 +189,8 @@ def recording(
         Bits that the converter really used; 0 if unknown.
     positions : array, shape (channel, 2 or 3), optional
         Electrode positions in micrometres, NaN where unknown.
-    t_start : float
-        Time of the first sample, seconds.
-    name : str
-        A name to show.
+    t_start, name
+        Time of the first sample in seconds, and a name to show.
     gaps : sequence of (index, seconds)
         Before sample `index`, so many seconds are missing (0: a break of unknown length).
 
@@ -256,7 +253,7 @@ def check_recording(x: xr.DataArray) -> xr.DataArray:
     _check_values(x)
     return x
 
-
+# %% ../../nbs/20_neural.recordings.ipynb #ac57a69f
 def _check_values(x: xr.DataArray) -> None:
     rate, gaps = x.attrs["sampling_rate"], [i for i, _ in x.attrs["gaps"]]
     if not (math.isfinite(rate) and rate > 0):
@@ -296,7 +293,7 @@ def positions(x: xr.DataArray) -> NDArray[np.float64]:
     check_recording(x)
     return np.stack([np.asarray(x[c].values, np.float64) for c in "xyz"], axis=1)
 
-
+# %% ../../nbs/20_neural.recordings.ipynb #791fa90e
 def with_positions(x: xr.DataArray, xyz: ArrayLike) -> xr.DataArray:
     """Return the recording with other electrode positions.
 
@@ -336,7 +333,7 @@ def crop(x: xr.DataArray, start: int, stop: int) -> xr.DataArray:
     inside = [[i - start, s] for i, s in gaps if start < i < stop]
     return x.isel(time=slice(start, stop)).assign_attrs(t_start=t_start, gaps=inside)
 
-
+# %% ../../nbs/20_neural.recordings.ipynb #73adbebf
 def blocks(x: xr.DataArray, seconds: float = 1.0) -> Iterator[xr.DataArray]:
     """Go through a recording in loaded pieces, so that memory holds one at a time.
 
@@ -395,12 +392,12 @@ class StreamInfo:
     def __str__(self) -> str:
         return f"{self.stream!r} segment {self.segment}: {self.n_channels} channels x {self.n_samples} samples, {self.sampling_rate:g} Hz, {self.dtype}"
 
-
+# %% ../../nbs/20_neural.recordings.ipynb #bc78c103
 def _different(names: list[str]) -> list[str]:
     """Make names differ: the second ``A`` becomes ``A#2``."""
     return [n if n not in names[:i] else f"{n}#{names[:i].count(n) + 1}" for i, n in enumerate(names)]
 
-
+# %% ../../nbs/20_neural.recordings.ipynb #91ca23ba
 @dataclass(frozen=True)
 class Stream:
     """One segment of one stream, as a format hands it over; the fields are those of `recording`.
@@ -419,6 +416,8 @@ class Stream:
         As in `recording`.
     segment : int
         Which piece of the stream, from 0.
+    neural : bool
+        False for what is no recording of electrodes (triggers, clocks): opened only if it is named.
     """
 
     name: str
@@ -433,6 +432,7 @@ class Stream:
     t_start: float = 0.0
     gaps: Gaps = ()
     segment: int = 0
+    neural: bool = True
 
     @property
     def info(self) -> StreamInfo:
@@ -484,7 +484,7 @@ def register_reader(
 
     return add
 
-
+# %% ../../nbs/20_neural.recordings.ipynb #1d55d3f2
 def _load_readers() -> None:
     for module in READER_MODULES:
         try:
@@ -515,7 +515,7 @@ def _format_of(path: Path) -> str:
         f"{path}: no recording format is known for {suffix or 'such a folder'}; give format= one of {', '.join(READERS)}"
     )
 
-
+# %% ../../nbs/20_neural.recordings.ipynb #faf52950
 def _streams(path: str | os.PathLike[str], format: str | None, options: dict[str, Any]) -> tuple[str, list[Stream]]:
     """Open the headers; whatever a library raises becomes one `InputError`."""
     file = Path(path)
@@ -566,7 +566,7 @@ def list_streams(path: str | os.PathLike[str], *, format: str | None = None, **o
     """
     return [s.info for s in _streams(path, format, options)[1]]
 
-
+# %% ../../nbs/20_neural.recordings.ipynb #ff1001d1
 def open_recording(
     path: str | os.PathLike[str],
     *,
@@ -582,7 +582,7 @@ def open_recording(
     path : path-like
         File, or folder for formats that are folders.
     stream : str, optional
-        Name of a stream; needed if the file holds several.
+        Name of a stream; needed if the file holds several of electrodes.
     segment : int, optional
         One segment; if left out, all segments of the stream are joined, with a gap noted at each joint.
     format : str, optional
@@ -602,11 +602,12 @@ def open_recording(
     """
     chosen, streams = _streams(path, format, options)
     names = list(dict.fromkeys(s.name for s in streams))
-    if stream is None and len(names) > 1:
+    neural = list(dict.fromkeys(s.name for s in streams if s.neural)) or names
+    if stream is None and len(neural) > 1:
         raise InputError(
             f"{path}: holds several streams, give stream= one of: " + "; ".join(str(s.info) for s in streams)
         )
-    mine = [s for s in streams if s.name == (names[0] if stream is None else stream)]
+    mine = [s for s in streams if s.name == (neural[0] if stream is None else stream)]
     if not mine:
         raise InputError(f"{path}: has no stream {stream!r}, only {', '.join(map(repr, names))}")
     picked = [s for s in mine if segment is None or s.segment == segment]
@@ -618,7 +619,7 @@ def open_recording(
     number = picked[0].segment if len(picked) == 1 else -1
     return one.open(Path(path).stem).assign_attrs(format=chosen, stream=one.name, segment=number)
 
-
+# %% ../../nbs/20_neural.recordings.ipynb #468ebe62
 @dataclass
 class _Joined:
     """Readers one after the other."""
@@ -633,7 +634,7 @@ class _Joined:
         spans = [(p, max(start - a, 0), min(stop - a, p.n_time)) for p, a in zip(self.parts, self.edges.tolist())]
         return np.concatenate([p.read(a, b, channels) for p, a, b in spans if a < b])
 
-
+# %% ../../nbs/20_neural.recordings.ipynb #32d3e844
 def _join(parts: list[Stream], path: str) -> Stream:
     """Join the segments of a stream; a negative or zero pause (clocks that restart) is a break of unknown length, 0 s."""
     alike = {
@@ -740,7 +741,7 @@ def _encode(block: NDArray[Any], table: NDArray[np.int64], out: NDArray[Any]) ->
             out[i, j] = c
     return -1
 
-
+# %% ../../nbs/20_neural.recordings.ipynb #0c198030
 @njit
 def _decode(codes: NDArray[Any], table: NDArray[np.int64], out: NDArray[Any]) -> None:
     for i in range(codes.shape[0]):
@@ -748,7 +749,7 @@ def _decode(codes: NDArray[Any], table: NDArray[np.int64], out: NDArray[Any]) ->
             p, q, r, low, high, cast = table[:, j]
             out[i, j] = min(max(_value(np.int64(codes[i, j]) * p + r, q, cast), low), high)
 
-
+# %% ../../nbs/20_neural.recordings.ipynb #e2edec53
 def to_codes(x: xr.DataArray | NDArray[Any], lattice: Lattice) -> NDArray[Any]:
     """Turn raw samples into codes; `from_codes` is the exact inverse.
 
@@ -780,7 +781,7 @@ def to_codes(x: xr.DataArray | NDArray[Any], lattice: Lattice) -> NDArray[Any]:
         )
     return out.reshape(a.shape)
 
-
+# %% ../../nbs/20_neural.recordings.ipynb #a1bb5f35
 def from_codes(codes: NDArray[Any], lattice: Lattice) -> NDArray[Any]:
     """Turn codes back into raw samples of ``lattice.dtype``, same shape."""
     block = np.ascontiguousarray(_with_channels(codes, lattice))
@@ -807,7 +808,7 @@ def _mark(block: NDArray[Any], base: int, seen: NDArray[np.bool_]) -> None:
 def _count(v: NDArray[np.int64]) -> NDArray[np.int64]:
     """Guess the codes of sorted values: from the longest run of small steps outwards, the nearer side first."""
     k = len(v)
-    small = np.diff(v).min() + 1
+    small = np.sort(np.diff(v))[2] + 1  # not the smallest: a cast makes one step next to zero too small
     best, first, last, start = 0, 0, 1, 0
     for i in range(1, k):
         start = start if v[i] - v[i - 1] <= small else i
@@ -824,7 +825,7 @@ def _count(v: NDArray[np.int64]) -> NDArray[np.int64]:
             first -= 1
     return codes
 
-
+# %% ../../nbs/20_neural.recordings.ipynb #6d2d747e
 @njit
 def _misfit(v: NDArray[np.int64], codes: NDArray[np.int64], cast: bool, step: float) -> float:
     low, high = np.inf, -np.inf
@@ -834,7 +835,7 @@ def _misfit(v: NDArray[np.int64], codes: NDArray[np.int64], cast: bool, step: fl
         high = max(high, v[i] - (1 if cast and v[i] <= 0 else 0) - shift)
     return high - low
 
-
+# %% ../../nbs/20_neural.recordings.ipynb #9e8b11ac
 @njit
 def _steps(v: NDArray[np.int64], codes: NDArray[np.int64], cast: bool) -> tuple[float, float]:
     """The interval of steps that fit these codes; empty (1, 0) if none does."""
@@ -860,7 +861,7 @@ def _steps(v: NDArray[np.int64], codes: NDArray[np.int64], cast: bool) -> tuple[
 # %% ../../nbs/20_neural.recordings.ipynb #bcf99c0e
 @dataclass(frozen=True)
 class _Fit:
-    """One channel: values with codes, the steps that fit (a single one if whole), the extremes, and the rounding."""
+    """One channel: values with codes, the steps that fit, the extremes, and the rounding."""
 
     values: NDArray[np.int64]
     codes: NDArray[np.int64]
@@ -876,16 +877,21 @@ def _fit(values: NDArray[np.int64]) -> _Fit:
     whole = int(np.gcd.reduce(np.diff(values))) if len(values) > 1 else 1
     inner_whole = int(np.gcd.reduce(np.diff(inner))) if len(inner) > 1 else 1
     if inner_whole > whole and _luck(inner, inner_whole / whole) < -20:
-        return _Fit(inner, (inner - inner[0]) // inner_whole, (inner_whole, inner_whole), low, high)
+        return _whole(inner, inner_whole, low, high)
     for v, cast in product((values, inner), (False, True)) if whole == 1 else ():
         if len(v) > 8 and len(v) * 1.05 < v[-1] - v[0]:
-            codes = _count(v)
+            codes = _count(v - (v < 0) if cast else v)
             steps = _steps(v, codes, cast)
-            if 1 + cast < steps[0] <= steps[1] and _luck(v, steps[0]) < -20:
+            if (3 if cast else 1) < steps[0] <= steps[1] and _luck(v, steps[0]) < -20:
                 return _Fit(v, codes, steps, low, high, cast)
-    return _Fit(values, (values - low) // whole, (whole, whole), low, high)
+    return _whole(values, whole, low, high)
 
 
+def _whole(values: NDArray[np.int64], step: int, low: int, high: int) -> _Fit:
+    codes = (values - values[0]) // step
+    return _Fit(values, codes, _steps(values, codes, False) if step > 1 else (1, 1), low, high)
+
+# %% ../../nbs/20_neural.recordings.ipynb #d2e05e41
 def _luck(values: NDArray[np.int64], step: float) -> float:
     """Return log2 of the chance that scattered values all lie on some lattice of this step."""
     return float(3 * np.log2(values[-1] - values[0] + 1.0) - len(values) * np.log2(step))
@@ -903,19 +909,32 @@ def _simplest(low: Fraction, high: Fraction) -> Fraction:
     return floor + 1 / _simplest(1 / (high - floor), 1 / (low - floor))
 
 
-def _choose(steps: tuple[float, float]) -> Fraction:
-    named = [s for s in STRETCHED if steps[0] <= s <= steps[1]]
-    return named[0] if named else _simplest(Fraction(steps[0]), Fraction(steps[1]))
+def _share(intervals: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Give each interval the part that it has in common with the first group of others that it fits to."""
+    groups: list[tuple[float, float]] = []
+    member = []
+    for a, b in intervals:
+        k = next((i for i, (c, d) in enumerate(groups) if max(a, c) <= min(b, d)), len(groups))
+        groups[k:] = [(max(a, groups[k][0]), min(b, groups[k][1])), *groups[k + 1 :]] if k < len(groups) else [(a, b)]
+        member.append(k)
+    return [groups[k] for k in member]
 
 
-def _place(fit: _Fit, step: Fraction) -> tuple[int, int, int, int, int, bool] | None:
+def _candidates(steps: tuple[float, float]) -> list[Fraction]:
+    """Steps to try: a converter's own, then the simplest of the interval, then of its middle (its ends may just not fit)."""
+    low, high = Fraction(steps[0]), Fraction(steps[1])
+    third = (high - low) / 3
+    return [*(s for s in STRETCHED if low <= s <= high), _simplest(low, high), _simplest(low + third, high - third)]
+
+
+def _place(fit: _Fit, step: Fraction, scale: int = 1) -> tuple[int, int, int, int, int, bool] | None:
     """Return the channel's column of the table for this step, code 0 at the lowest value; None if it is not exact."""
-    p, q = step.numerator, step.denominator
+    p, q = scale * step.numerator, scale * step.denominator
     pairs = list(zip(fit.values.tolist(), fit.codes.tolist()))
     least = max(_least(v, q, fit.cast) - c * p for v, c in pairs)
     most = min(_least(v + 1, q, fit.cast) - 1 - c * p for v, c in pairs)
-    if least > most:
-        return None
+    if least > most:  # a cast may need a phase half way between those of multiples of 1 / q
+        return _place(fit, step, 2) if fit.cast and scale == 1 else None
     phase = (least + most) // 2
     phase += (_least(fit.low + 1, q, fit.cast) - 1 - phase) // p * p
     column = (p, q, phase, fit.low, fit.high, fit.cast)
@@ -940,16 +959,15 @@ def find_lattice(x: xr.DataArray | NDArray[Any]) -> Lattice | None:
     if x.dtype.kind not in "iu":
         return None
     fits = [_fit(v) for v in _distinct(x)]
-    uneven = [f.steps for f in fits if f.steps[0] < f.steps[1]]
-    shared = (max((a for a, _ in uneven), default=0.0), min((b for _, b in uneven), default=0.0))
+    shared = _share([f.steps for f in fits])
     columns = []
-    for f in fits:
-        together = _place(f, _choose(shared)) if f.steps[0] < f.steps[1] and shared[0] <= shared[1] else None
-        columns.append(together or _place(f, _choose(f.steps)) or (1, 1, f.low, f.low, f.high, False))
+    for f, s in zip(fits, shared):
+        tries = (_place(f, step) for step in [*_candidates(s), *_candidates(f.steps)])
+        columns.append(next((c for c in tries if c), (1, 1, f.low, f.low, f.high, False)))
     p, q, r, low, high, towards_zero = zip(*columns)
     return Lattice(p, q, r, low, high, towards_zero, _bits(columns), x.dtype.name)
 
-
+# %% ../../nbs/20_neural.recordings.ipynb #174948df
 def _bits(columns: list[tuple[int, int, int, int, int, bool]]) -> int:
     """Bits of the converter: see `Lattice`."""
     bits = 1
@@ -974,7 +992,7 @@ def _pieces(x: xr.DataArray | NDArray[Any], budget: int = 1 << 24) -> Iterator[N
     for start in range(0, x.shape[0], n):
         yield np.asarray(x[start : start + n]).reshape(-1, *(x.shape[1:] or (1,)))
 
-
+# %% ../../nbs/20_neural.recordings.ipynb #edb0b649
 def _distinct(x: xr.DataArray | NDArray[Any]) -> list[NDArray[np.int64]]:
     """Return each channel's sorted distinct values; of a wide range the ends and one value at their greatest common divisor."""
     low, high = np.iinfo(x.dtype).min, np.iinfo(x.dtype).max
@@ -1006,7 +1024,7 @@ def describe(x: xr.DataArray) -> dict[str, Any]:
     }
     return {k: x.attrs[k] for k in FIELDS if k in x.attrs} | columns | {"positions": xyz}
 
-
+# %% ../../nbs/20_neural.recordings.ipynb #5aaed8bc
 def save_recording(x: xr.DataArray, path: str | os.PathLike[str]) -> None:
     """Save a recording piece by piece; the file appears whole or not at all.
 
@@ -1028,7 +1046,7 @@ def save_recording(x: xr.DataArray, path: str | os.PathLike[str]) -> None:
         raise InputError(f"{file}: recordings are saved as {', '.join(writers)}")
     writers[file.suffix.lower()](check_recording(x), file)
 
-
+# %% ../../nbs/20_neural.recordings.ipynb #9efbfc4f
 def _save_h5(x: xr.DataArray, path: Path) -> None:
     about = describe(x)
     with atomic_path(path) as part, h5py.File(part, "w") as f:
@@ -1070,7 +1088,7 @@ def _save_npy(x: xr.DataArray, path: Path) -> None:
 # %% ../../nbs/20_neural.recordings.ipynb #6630f17f
 @dataclass
 class H5Reader:
-    """A reader of an HDF5 dataset (time,) or (time, channel); the file is open only while it is read.
+    """A reader of an HDF5 dataset of one or two dimensions; the file is open only while it is read.
 
     Attributes
     ----------
@@ -1078,24 +1096,33 @@ class H5Reader:
         The file.
     dataset : str
         Name of the dataset in it.
+    time_axis : int
+        0: (time,) or (time, channel); 1: (channel, time).
     """
 
     path: Path
     dataset: str
+    time_axis: int = 0
 
     def __post_init__(self) -> None:
         with h5py.File(self.path, "r") as f:
             data = f.get(self.dataset)
             if not isinstance(data, h5py.Dataset) or data.ndim not in (1, 2):
                 raise InputError(f"{self.path}: {self.dataset!r} is not a dataset of (time,) or (time, channel)")
-            self.n_time, self.n_channels, self.dtype = int(data.shape[0]), int((*data.shape, 1)[1]), data.dtype
+            shape = (*data.shape, 1)[:2] if self.time_axis == 0 else data.shape[::-1]
+            self.n_time, self.n_channels, self.dtype = int(shape[0]), int(shape[1]), data.dtype
 
     def read(self, start: int, stop: int, channels: NDArray[np.intp]) -> NDArray[Any]:
         """Read a part of the dataset; see `Reader`."""
+        first, last = (int(channels.min()), int(channels.max()) + 1) if len(channels) else (0, 0)
         with h5py.File(self.path, "r") as f:
-            return np.asarray(f[self.dataset][start:stop]).reshape(stop - start, -1)[:, channels]
+            data = f[self.dataset]
+            if data.ndim == 1:
+                return np.asarray(data[start:stop])[:, None][:, channels]
+            block = data[start:stop, first:last] if self.time_axis == 0 else data[first:last, start:stop].T
+            return np.asarray(block)[:, channels - first]
 
-
+# %% ../../nbs/20_neural.recordings.ipynb #10c0210c
 def described_stream(path: Path, reader: Reader, about: dict[str, Any]) -> Stream:
     """Make a stream from metadata as in `describe`; what is not needed is ignored, a missing sampling rate is an `InputError`."""
     rate = about.get("sampling_rate", about.get("sample_rate"))
@@ -1121,7 +1148,7 @@ def sidecar(path: Path, options: dict[str, Any], allowed: Sequence[str] = ()) ->
         raise InputError(f"{beside[0]}: holds no JSON object")
     return about | options
 
-# %% ../../nbs/20_neural.recordings.ipynb #10c0210c
+# %% ../../nbs/20_neural.recordings.ipynb #f17ee2db
 def _is_ours(path: Path) -> bool:
     with h5py.File(path, "r") as f:
         return bool(f.attrs.get("format") == LAYOUT)
@@ -1142,7 +1169,7 @@ def open_h5(path: Path) -> list[Stream]:
         about |= {k: f.attrs[k] for k in ("sampling_rate", "units", "native_bits", "t_start", "name")}
     return [described_stream(path, reader, about)]
 
-
+# %% ../../nbs/20_neural.recordings.ipynb #9ebf8195
 @register_reader("npy", suffixes=(".npy",))
 def open_npy(path: Path, time_axis: int = 0, **metadata: Any) -> list[Stream]:
     """Open a NumPy file as a memory map.

@@ -41,11 +41,11 @@ Kind: TypeAlias = Literal["broadband", "lfp", "ecog", "eeg"]
 class Background:
     """The 1/f part of the field potential."""
 
-    rms: float = 26.0
+    rms: float = 24.0
     """Standard deviation, µV."""
     exponent: float = 1.45
     """Power falls as 1/f**exponent above `knee`; between 0 and 4."""
-    knee: float = 5.0
+    knee: float = 6.0
     """Hz; the spectrum is flat below."""
     scale: float = 5000.0
     """µm over which the correlation falls to 1/e."""
@@ -59,7 +59,7 @@ class Background:
 class MultiUnit:
     """Spikes of the many neurons that are too far away to be told apart."""
 
-    rms: float = 10.0
+    rms: float = 7.0
     """Standard deviation, µV; 0 switches it off."""
     low: float = 200.0
     """Hz; power rises up to here and ..."""
@@ -70,7 +70,7 @@ class MultiUnit:
     common: float = 0.0
     """Share of the variance that all channels have in common."""
 
-
+# %% ../../nbs/23_neural.simulate.ipynb #b0d66d1c
 @dataclass(frozen=True)
 class Band:
     """Bursts of one oscillation, each a plane wave over the electrodes."""
@@ -92,7 +92,7 @@ class Band:
     speed: float = 0.3
     """Metres per second, with which the wave travels; ``inf`` is the same phase everywhere."""
 
-# %% ../../nbs/23_neural.simulate.ipynb #b0d66d1c
+# %% ../../nbs/23_neural.simulate.ipynb #129905c9
 @dataclass(frozen=True)
 class UnitModel:
     """Neurons near the electrodes, whose spikes can be told apart."""
@@ -103,7 +103,7 @@ class UnitModel:
     """Median firing rate, Hz."""
     rate_spread: float = 0.7
     """Standard deviation of the logarithm of the rates."""
-    amplitude: float = 110.0
+    amplitude: float = 130.0
     """Median trough at the closest distance of `distance`, µV."""
     amplitude_spread: float = 0.3
     """Standard deviation of the logarithm of the amplitudes."""
@@ -130,7 +130,7 @@ class UnitModel:
     drift_time: float = 60.0
     """Seconds over which the drift forgets."""
 
-
+# %% ../../nbs/23_neural.simulate.ipynb #4251af98
 @dataclass(frozen=True)
 class LineNoise:
     """Mains hum."""
@@ -152,7 +152,7 @@ class ArtefactModel:
     amplitude: float = 400.0
     """Median peak, µV."""
 
-# %% ../../nbs/23_neural.simulate.ipynb #129905c9
+# %% ../../nbs/23_neural.simulate.ipynb #da86840c
 @dataclass(frozen=True)
 class Movement:
     """A hand that moves in a plane, and units that are tuned to its velocity."""
@@ -168,7 +168,7 @@ class Movement:
     sampling_rate: float = 50.0
     """Hz, of the kinematics."""
 
-
+# %% ../../nbs/23_neural.simulate.ipynb #60486fe2
 @dataclass(frozen=True)
 class Adc:
     """An analogue-to-digital converter, and how its codes are stored."""
@@ -195,7 +195,7 @@ class Adc:
                 f"codes 0..{2**self.bits - 1} become {self.origin}..{top}, which does not fit int16; change step or origin"
             )
 
-# %% ../../nbs/23_neural.simulate.ipynb #4251af98
+# %% ../../nbs/23_neural.simulate.ipynb #f169e55d
 @dataclass(frozen=True)
 class SimulationConfig:
     """Everything that determines a simulated recording, apart from the probe."""
@@ -222,43 +222,48 @@ class SimulationConfig:
     """Movements and pops."""
     movement: Movement = field(default_factory=Movement)
     """Behaviour."""
-    white_rms: float = 2.5
+    white_rms: float = 2.2
     """Electronics noise, µV."""
     adc: Adc = field(default_factory=Adc)
     """Converter."""
 
     def __post_init__(self) -> None:
-        if not (0 < self.seconds < np.inf and 0 < self.sampling_rate < np.inf) or self.n_samples < 2:
-            raise InputError(f"{self.seconds} s at {self.sampling_rate} Hz is no recording; both must be positive")
-        b, u = self.background, self.units
-        if (
-            not 0 <= b.exponent <= 4
-            or not 0 < b.knee < self.sampling_rate / 4
-            or b.common < 0
-            or b.private < 0
-            or b.common + b.private > 1
-        ):
-            raise InputError(
-                f"the background needs an exponent in [0, 4], a knee below a quarter of the rate, and shares that add up to at most 1: {b}"
-            )
-        for band in self.bands:
-            if not 0 < band.low <= band.high < self.sampling_rate / 2 or not band.speed > 0:
-                raise InputError(
-                    f"band {band.name!r} needs 0 < low <= high < {self.sampling_rate / 2:g} Hz (half the rate) and a positive speed"
-                )
-        if u.per_contact > 0 and (
-            self.sampling_rate < 5000 or not 0 < u.distance[0] <= u.distance[1] or u.refractory < 0 or u.isi_shape <= 0
-        ):
-            raise InputError(
-                "units need a sampling rate of at least 5000 Hz, 0 < distance[0] <= distance[1], refractory >= 0 and isi_shape > 0"
-            )
-        if not 0 <= u.burst_share < 1 or self.movement.sampling_rate <= 0 or self.movement.time <= 0:
-            raise InputError("burst_share lies in [0, 1), and movement needs a positive time and sampling rate")
+        _check(self)
 
     @property
     def n_samples(self) -> int:
         """Samples for each channel."""
         return round(self.seconds * self.sampling_rate)
+
+# %% ../../nbs/23_neural.simulate.ipynb #6c2ca8ae
+def _check(c: SimulationConfig) -> None:
+    """Say what is wrong with a configuration."""
+    if not (0 < c.seconds < np.inf and 0 < c.sampling_rate < np.inf) or c.n_samples < 2:
+        raise InputError(f"{c.seconds} s at {c.sampling_rate} Hz is no recording; both must be positive")
+    b, u = c.background, c.units
+    if (
+        not 0 <= b.exponent <= 4
+        or not 0 < b.knee < c.sampling_rate / 4
+        or b.common < 0
+        or b.private < 0
+        or b.common + b.private > 1
+    ):
+        raise InputError(
+            f"the background needs an exponent in [0, 4], a knee below a quarter of the rate, and shares that add up to at most 1: {b}"
+        )
+    for band in c.bands:
+        if not 0 < band.low <= band.high < c.sampling_rate / 2 or not band.speed > 0:
+            raise InputError(
+                f"band {band.name!r} needs 0 < low <= high < {c.sampling_rate / 2:g} Hz (half the rate) and a positive speed"
+            )
+    if u.per_contact > 0 and (
+        c.sampling_rate < 5000 or not 0 < u.distance[0] <= u.distance[1] or u.refractory < 0 or u.isi_shape <= 0
+    ):
+        raise InputError(
+            "units need a sampling rate of at least 5000 Hz, 0 < distance[0] <= distance[1], refractory >= 0 and isi_shape > 0"
+        )
+    if not 0 <= u.burst_share < 1 or c.movement.sampling_rate <= 0 or c.movement.time <= 0:
+        raise InputError("burst_share lies in [0, 1), and movement needs a positive time and sampling rate")
 
 # %% ../../nbs/23_neural.simulate.ipynb #e18150a8
 _OFF = {"multiunit": MultiUnit(rms=0), "units": UnitModel(per_contact=0)}
@@ -299,7 +304,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "eeg": _OFF
     | {
         "sampling_rate": 160.0,
-        "background": Background(rms=60, exponent=1.9, knee=1.0, scale=300_000, common=0.0, private=0.005),
+        "background": Background(rms=58, exponent=1.9, knee=1.0, scale=300_000, common=0.0, private=0.005),
         "bands": (Band("alpha", 9, 13, 0.35, 50, 14, 70_000, 6.0), Band("beta", 15, 28, 0.4, 10, 10, 50_000, 6.0)),
         "line": LineNoise(60.0, 2.0, (1.0,)),
         "artefacts": ArtefactModel(rate=0.03, amplitude=120),
@@ -308,7 +313,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-
+# %% ../../nbs/23_neural.simulate.ipynb #db5cdd26
 def preset(kind: str = "broadband", **overrides: Any) -> SimulationConfig:
     """Settings of one kind of recording, with some fields replaced.
 
@@ -361,19 +366,25 @@ def spatial_covariance(xyz: ArrayLike, scale: float, common: float = 0.0, privat
 
 
 def _factor(cov: Floats) -> Singles:
-    """Transposed Cholesky factor, upper triangular, for `_mix`."""
-    return np.ascontiguousarray(np.linalg.cholesky(cov + 1e-9 * np.eye(len(cov))).T, dtype=np.float32)
+    """Transposed Cholesky factor, upper triangular, for `_mix`; entries below 1e-5 (of 1) become 0."""
+    upper = np.linalg.cholesky(cov + 1e-9 * np.eye(len(cov))).T
+    return np.ascontiguousarray(np.where(np.abs(upper) < 1e-5, 0.0, upper), dtype=np.float32)
 
-
+# %% ../../nbs/23_neural.simulate.ipynb #79c7be10
 @njit
 def _mix(x: Singles, upper: Singles) -> Singles:
     """Multiply each row by an upper triangular matrix, adding in a fixed order: the same bits for every thread count and block length."""
     out = np.zeros_like(x)
     n = x.shape[1]
+    ends = np.zeros(n, np.int64)  # distant channels share next to nothing: skip each row's zeros at the end
+    for k in range(n):
+        for c in range(k, n):
+            if upper[k, c] != 0:
+                ends[k] = c + 1
     for t in range(x.shape[0]):
         for k in range(n):
             v = x[t, k]
-            for c in range(k, n):
+            for c in range(k, ends[k]):
                 out[t, c] += v * upper[k, c]
     return out
 
@@ -404,7 +415,7 @@ class Cascade:
         h = np.prod((1 - self.zeros * z) / (1 - self.poles * z), axis=-1)
         return np.asarray(2 * np.abs(h) ** 2 / (sampling_rate * self.stationary()[1]))
 
-
+# %% ../../nbs/23_neural.simulate.ipynb #81901630
 def one_over_f(exponent: float, knee: float, sampling_rate: float) -> Cascade:
     """Make the cascade whose power is flat below `knee` (Hz) and falls as 1/f**exponent above (exponent 0 to 4)."""
     times = max(1, int(np.ceil(exponent / 2)))
@@ -507,7 +518,7 @@ class Bursts:
         )
         return np.asarray(parts[:, :1] * gains[0] + parts[:, 1:] * gains[1])
 
-
+# %% ../../nbs/23_neural.simulate.ipynb #86819816
 def _plane(xyz: Floats) -> Floats:
     """Two orthonormal vectors (2, 3) that span the electrodes' plane, largest extent first."""
     known = xyz[~np.isnan(xyz).any(1)]
@@ -605,7 +616,7 @@ def _walk(start: float, gaps: Floats, short: Floats, hazard: Floats, width: floa
         t += refractory
     return out[:n]
 
-
+# %% ../../nbs/23_neural.simulate.ipynb #c1290630
 def spike_train(rates: ArrayLike, seconds: float, model: UnitModel, rng: np.random.Generator) -> Floats:
     """Draw the spike times of one unit.
 
@@ -715,7 +726,7 @@ def _to_samples(times: Floats, config: SimulationConfig) -> Ints:
     late = np.maximum.accumulate(t - gap * np.arange(len(t))) + gap * np.arange(len(t))
     return np.asarray(late[late < config.n_samples], np.int64)
 
-
+# %% ../../nbs/23_neural.simulate.ipynb #70846a28
 def _draw_units(config: SimulationConfig, xyz: Floats, hand: Floats, seeds: np.random.SeedSequence) -> Units:
     """Draw places, waveforms and spikes of all units, each unit from a stream of its own."""
     u, fs = config.units, config.sampling_rate
@@ -820,7 +831,7 @@ class Artefacts:
             shape = np.sin(np.pi * t) ** 2 * np.sin(2 * np.pi * turns * t) if turns else np.exp(-6 * t) - np.exp(-6)
             out[a - first : b - first] += shape.astype(np.float32)[:, None] * self.amplitude[i].astype(np.float32)
 
-
+# %% ../../nbs/23_neural.simulate.ipynb #bb689ec0
 def _draw_artefacts(config: SimulationConfig, n_channels: int, rng: np.random.Generator) -> Artefacts:
     """Draw all artefacts of a recording."""
     n = rng.poisson(config.artefacts.rate * config.seconds)
@@ -864,7 +875,7 @@ def code_edges(adc: Adc, rng: np.random.Generator) -> Floats:
     ideal = np.arange(1, n) - 0.5 - n // 2
     return np.asarray((ideal + adc.dnl * rng.uniform(-1, 1, n - 1)) * adc.lsb)
 
-
+# %% ../../nbs/23_neural.simulate.ipynb #e86a432c
 @njit
 def _convert(x: Singles, edges: Floats, lsb: float, table: NDArray[np.int16], out: NDArray[np.int16]) -> None:
     """Find each sample's code by a guess and a few steps, and write its raw value."""
@@ -906,7 +917,7 @@ class Simulation:
     artefacts : Artefacts
     line : ndarray of float64, shape (harmonics, 2, channel)
         In-phase and quadrature amplitude of the hum, µV.
-    kinematics : DataArray, dims (time, variable)
+    kinematics : DataArray, dims (time, quantity)
         x, y (mm), vx, vy (mm/s) at ``attrs["sampling_rate"]``.
     edges : ndarray of float64
         The converter's code edges, µV.
@@ -929,7 +940,7 @@ class Simulation:
         """Spike times in samples, for each unit."""
         return self.units.spike_times
 
-
+# %% ../../nbs/23_neural.simulate.ipynb #0b12cc58
 _STREAMS = ("background", "multiunit", "white", "bursts", "units", "line", "artefacts", "movement", "adc")
 
 
@@ -1024,7 +1035,7 @@ def generate(config: SimulationConfig, probe: Probe | None = None, *, block: int
         lfp[first // plan.lfp_every : first // plan.lfp_every + len(field_)] = field_
     return _simulation(plan, probe, raw, lfp)
 
-
+# %% ../../nbs/23_neural.simulate.ipynb #2c3af91c
 def simulate(
     kind: str = "broadband",
     seconds: float = 10.0,
@@ -1051,7 +1062,7 @@ def simulate(
     rate = {} if sampling_rate is None else {"sampling_rate": sampling_rate}
     return generate(preset(kind, seconds=seconds, seed=seed, **rate, **overrides), probe)
 
-
+# %% ../../nbs/23_neural.simulate.ipynb #ed884ec5
 def _describe(plan: _Plan, probe: Probe) -> dict[str, Any]:
     """Arguments of `recording`, apart from the samples."""
     adc = plan.config.adc
@@ -1084,8 +1095,8 @@ def _simulation(plan: _Plan, probe: Probe, raw: NDArray[np.int16], lfp: Singles)
 def _kinematics(hand: Floats, rate: float) -> xr.DataArray:
     return xr.DataArray(
         hand,
-        dims=("time", "variable"),
-        coords={"variable": ["x", "y", "vx", "vy"]},
+        dims=("time", "quantity"),
+        coords={"quantity": ["x", "y", "vx", "vy"]},
         attrs={"sampling_rate": rate, "units": "mm, mm/s"},
     )
 
@@ -1205,7 +1216,7 @@ def _datasets(file: h5py.File, n_time: int, every: int, n: int) -> tuple[h5py.Da
         "truth/lfp", (n_time // every, n), np.float32, chunks=(max(1, min(rows, n_time // every)), n)
     )
 
-
+# %% ../../nbs/23_neural.simulate.ipynb #95558d90
 def save_simulation(sim: Simulation, path: str | os.PathLike[str]) -> None:
     """Write a simulation to one HDF5 file, atomically."""
     n_time, n = sim.recording.shape
@@ -1214,7 +1225,7 @@ def save_simulation(sim: Simulation, path: str | os.PathLike[str]) -> None:
         raw[:], lfp[:] = sim.recording.values, sim.lfp
         _write_truth(file, sim, [str(c) for c in sim.recording.coords["channel"].values])
 
-
+# %% ../../nbs/23_neural.simulate.ipynb #0e45b7cd
 def _config(text: str) -> SimulationConfig:
     """Read a configuration's JSON."""
     d = json.loads(text)
@@ -1230,7 +1241,7 @@ def _config(text: str) -> SimulationConfig:
     d["line"] = LineNoise(**(d["line"] | {"harmonics": tuple(d["line"]["harmonics"])}))
     return SimulationConfig(**(d | {"bands": tuple(Band(**b) for b in d["bands"])}))
 
-
+# %% ../../nbs/23_neural.simulate.ipynb #3c71b090
 def load_simulation(path: str | os.PathLike[str]) -> Simulation:
     """Read what `save_simulation` or `generate_file` wrote, into memory.
 

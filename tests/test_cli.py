@@ -1,0 +1,263 @@
+"""cli: the commands as a user types them, one line for each error, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bench_template import MEASURE, PARAMETERS, WRITE, make_clone, make_template, published
+
+from nbmf_research import __version__, bench, cli, core, datasets, site
+
+NBMF = Path(sys.executable).with_name("nbmf")
+
+
+def shell(*words: str, cwd: Path | None = None) -> tuple[int, str, str]:
+    """Run the installed console script; what it needs of a kernel it finds beside it."""
+    environment = {k: v for k, v in os.environ.items() if k != "NBMF_DATA_DIR"}
+    done = subprocess.run(
+        [NBMF, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("NBMF_DATA_DIR", raising=False)
+    monkeypatch.chdir(make_clone(tmp_path))
+    return tmp_path
+
+
+def nbmf(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """The same in this process."""
+    capsys.readouterr()
+    code = cli.main(words)
+    heard = capsys.readouterr()
+    return code, heard.out, heard.err
+
+
+# ---- the console script
+
+
+def test_version_and_help_load_nothing_heavy() -> None:
+    assert shell("--version") == (0, f"nbmf {__version__}\n", "")
+    code = "import sys, nbmf_research.cli as c; c.main(['bench', 'run', '--help']); print({'torch', 'papermill', 'xarray', 'pandas'} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.endswith("set()\n") and "--KEY VALUE" in out
+
+
+def test_a_benchmark_from_the_shell(clone: Path) -> None:
+    make_template(clone, "demo")
+    assert shell("bench", "run", "demo", "--typo", "3", cwd=clone) == (
+        2,
+        "",
+        "nbmf: there is no parameter typo; it has profile, seed, device, data_dir, out, samples, sets\n",
+    )
+    code, out, err = shell("bench", "run", "demo", "--samples", "7", "--sets=a,b", cwd=clone / "nbs")
+    assert (code, out) == (0, f"{clone.resolve()}/_smoke/demo.smoke.ipynb\n"), err
+    record = json.loads((clone / "_smoke" / "data" / "demo.smoke.json").read_text())
+    assert record["parameters"]["samples"] == 7 and record["parameters"]["sets"] == ["a", "b"]
+    assert all(line.startswith("demo (smoke): ") for line in err.splitlines())
+
+
+def test_an_interrupt_is_one_line_and_130(clone: Path) -> None:
+    make_template(
+        clone, "demo", MEASURE, WRITE, "from pathlib import Path\nPath('reached').touch()\nimport time\ntime.sleep(60)"
+    )
+    run = subprocess.Popen(
+        [NBMF, "bench", "run", "demo"], cwd=clone, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    end = time.monotonic() + 60
+    while not (clone / "reached").exists():
+        assert run.poll() is None and time.monotonic() < end
+        time.sleep(0.1)
+    os.killpg(run.pid, signal.SIGINT)
+    err = run.communicate(timeout=30)[1]
+    assert run.returncode == 130 and "nbmf: interrupted" in err.splitlines() and "Traceback" not in err
+    assert published(clone) == [] and not list((clone / "_smoke").glob(".run*"))
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    line = f"{NBMF} data list | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("name")
+
+
+# ---- errors
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("", "one of {bench,data,info}"),
+        ("bnch", "'bnch'"),
+        ("bench", "one of {list,run,report,site,readme}"),
+        ("bench run", "required: name; see --help"),
+        ("bench run nothing", "no benchmark is called 'nothing'; did you mean"),
+        ("bench run nothin --profile huge", "--profile"),
+        ("bench run nothings --samples", "--samples needs a value"),
+        ("bench run nothings --samples --seed 3", "--samples needs a value"),
+        ("bench run nothings --seed 3 --seed 4", "--seed is given twice"),
+        ("bench run nothings --samples many", "parameter samples takes a whole number"),
+        ("bench run nothings --smaples 1", "did you mean samples"),
+        ("bench run nothings --profile fast", "'fast'"),
+        ("bench run nothings --data_dir nowhere", "nowhere does not exist"),
+        ("bench run nothings again", "again"),
+        ("bench list --all", "--all"),
+        ("data get", "--all"),
+        ("data get n1_neuralinks", "n1_neuralink"),
+        ("data get n1_neuralink --all", "--all"),
+        ("info", "path"),
+        ("info nowhere.ns5", "nowhere.ns5"),
+        ("info broken.h5", "broken.h5"),
+        ("info notes.txt", "notes.txt"),
+        ("info empty.edf", "empty.edf"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_2(clone: Path, capsys: pytest.CaptureFixture[str], line: str, says: str) -> None:
+    make_template(clone, "nothings")
+    (clone / "broken.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    (clone / "notes.txt").write_text("hello")
+    (clone / "empty.edf").write_bytes(b"")
+    code, out, err = nbmf(capsys, *line.split())
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("nbmf: ") and says in err, err
+
+
+def test_a_template_without_its_tag_is_refused(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_template(clone, "demo", tags=())
+    for line in ("bench list", "bench run demo", "bench report"):
+        code, _, err = nbmf(capsys, *line.split())
+        assert code == 2 and err.count("\n") == 1 and "tagged 'parameters'" in err
+
+
+def test_an_annotated_parameter_is_refused(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_template(clone, "demo", parameters=f"{PARAMETERS}\nseconds: float = 2.0")
+    code, _, err = nbmf(capsys, "bench", "run", "demo", "--seconds", "3")
+    assert code == 2 and err.count("\n") == 1 and "annotation" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (core.InputError("a\nb"), 2),
+        (core.StreamError("cut"), 2),
+        (argparse.ArgumentError(None, "bad"), 2),
+        (core.MissingDependencyError("install it"), 1),
+        (bench.BenchmarkError("failed"), 1),
+        (ZeroDivisionError("x\ny"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_exit_codes(error: BaseException, code: int) -> None:
+    got, text = cli.explain(error)
+    assert got == code and "\n" not in text and text
+    if isinstance(error, ZeroDivisionError):
+        assert "--debug" in text
+
+
+def test_debug_shows_the_trace(clone: Path) -> None:
+    code, _, err = shell("info", "nowhere.ns5", "--debug", cwd=clone)
+    assert code == 1 and "Traceback" in err and "InputError" in err
+    with pytest.raises(core.InputError):
+        cli.main(["--debug", "info", "nowhere.ns5"])
+
+
+# ---- what the commands print
+
+
+def test_bench_list(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_template(clone, "demo")
+    code, out, err = nbmf(capsys, "bench", "list")
+    assert (
+        (code, err) == (0, "")
+        and out.startswith("demo  A demo\n")
+        and "--samples 100" in out
+        and "cpu: it was never run" in out
+    )
+
+
+def test_bench_report_site_and_readme(
+    clone: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site, "build_site", lambda profile, *_, **__: clone / profile / "index.html")
+    monkeypatch.setattr(site, "readme", lambda *_, check=False: clone / f"README.{check}.md")
+    assert nbmf(capsys, "bench", "report", "--profile", "cpu", "--resume") == (0, f"{clone}/cpu/index.html\n", "")
+    assert nbmf(capsys, "bench", "site") == (0, f"{clone}/smoke/index.html\n", "")
+    assert nbmf(capsys, "bench", "readme", "--check") == (0, f"{clone}/README.True.md\n", "")
+
+
+def test_bench_report_fails_with_1(
+    clone: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_template(clone, "demo")
+
+    def run(name: str, profile: str) -> Path:
+        raise bench.BenchmarkError(f"benchmark {name} failed: {profile}")
+
+    monkeypatch.setattr(bench, "run", run)
+    assert nbmf(capsys, "bench", "report") == (1, "", "nbmf: benchmark demo failed: smoke\n")
+
+
+def test_data_list(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = nbmf(capsys, "data", "list")
+    assert (code, err) == (0, "") and out.splitlines()[0].split() == ["name", "MB", "licence", "split", "where"]
+    assert len(out.splitlines()) == 1 + len(datasets.registry())
+
+
+def test_data_get(clone: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "get", lambda name: clone / name)
+    monkeypatch.setattr(datasets, "get_all", lambda: {"a": clone, "b": datasets.DownloadError("no network")})
+    assert nbmf(capsys, "data", "get", "a") == (0, f"a: {clone}/a\n", "")
+    code, out, err = nbmf(capsys, "data", "get", "--all")
+    assert (code, out) == (
+        1,
+        f"a: {clone}\nb: no network\n",
+    ) and err == "nbmf: 1 of 2 data sets could not be fetched: b\n"
+
+
+def test_info(clone: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from nbmf_research.neural.recordings import recording, save_recording
+
+    codes = np.random.default_rng(0).integers(-512, 512, (2000, 3))
+    save_recording(
+        recording((codes * 64).astype(np.int16), 1000.0, units="uV", gain=0.5, native_bits=10), clone / "a.h5"
+    )
+    save_recording(recording(codes.astype(np.float32), 500.0, gaps=[(1000, 0.5)]), clone / "b.h5")
+    code, out, err = nbmf(capsys, "info", "a.h5")
+    assert (code, err) == (0, "") and "2000 samples x 3 channels, 1000 Hz, 2.000 s" in out
+    assert "int16 in uV; header: 10 bits; used: 10 bits, step 64" in out
+    record = json.loads(nbmf(capsys, "info", "a.h5", "--json")[1])
+    stream = record["streams"][0]
+    assert stream["lattice"] == {"bits": 10, "steps": [64.0], "read": 2000} and stream["native_bits"] == 10
+    out = nbmf(capsys, "info", "b.h5")[1]
+    assert "float32 in counts" in out and "no lattice" in out and out.count("1 gap\n") == 1
+    monkeypatch.setattr(cli, "LATTICE_BYTES", 600)
+    assert json.loads(nbmf(capsys, "info", "a.h5", "--json")[1])["streams"][0]["lattice"]["read"] == 100
+
+
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for group, node in cli.COMMANDS.items():
+        for name in node if isinstance(node, dict) else [""]:
+            code, out, err = nbmf(capsys, group, *([name] if name else []), "--help")
+            assert (code, err) == (0, "") and "usage: nbmf" in out
+    for node in cli.COMMANDS.values():
+        for function in node.values() if isinstance(node, dict) else [node]:
+            summary, described = cli.docstring_help(function)
+            assert summary.endswith(("VALUE.", ".")) and all(described.values())
+
+
+def test_split_parameters() -> None:
+    split = cli.split_parameters
+    assert split([]) == ([], {}) and split(["a", "--help"]) == (["a", "--help"], {})
+    assert split(["--x", "-1", "a", "--y=b=c", "--profile", "cpu"]) == (
+        ["a", "--profile", "cpu"],
+        {"x": "-1", "y": "b=c"},
+    )
