@@ -167,6 +167,19 @@ class _Resuming:
                 bar.update(len(chunk))
 
 
+def _fetch(url: str, f: DataFile, folder: Path) -> None:
+    target = folder / f.file
+    part = folder / ".part" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    try:
+        pooch.get_logger().setLevel("WARNING")
+        pooch.retrieve(url, known_hash=f.sha256, fname=target.name, path=target.parent, downloader=_Resuming(f, part))
+    except (OSError, ValueError) as e:  # requests' errors are OSErrors; pooch reports a wrong digest as ValueError
+        reason = str(e).splitlines()[0][:200]
+        raise DownloadError(
+            f"could not fetch {f.file}: {reason}. Offline? Put the files under a folder and set NBMF_DATA_DIR to it"
+        ) from e
+
+# %% ../nbs/04_datasets.ipynb #5cf89d71
 def get(name: str, source: str = SOURCE) -> Path:
     """Make a data set available and return its folder.
 
@@ -203,19 +216,6 @@ def get(name: str, source: str = SOURCE) -> Path:
     for f in tqdm([f for f in entry.files if f.file in missing], desc=name, unit="file"):
         _fetch(f"{source}/{entry.repository}/{entry.commit}/{f.path}", f, folder)
     return folder
-
-
-def _fetch(url: str, f: DataFile, folder: Path) -> None:
-    target = folder / f.file
-    part = folder / ".part" / hashlib.sha256(url.encode()).hexdigest()[:16]
-    try:
-        pooch.get_logger().setLevel("WARNING")
-        pooch.retrieve(url, known_hash=f.sha256, fname=target.name, path=target.parent, downloader=_Resuming(f, part))
-    except (OSError, ValueError) as e:  # requests' errors are OSErrors; pooch reports a wrong digest as ValueError
-        reason = str(e).splitlines()[0][:200]
-        raise DownloadError(
-            f"could not fetch {f.file}: {reason}. Offline? Put the files under a folder and set NBMF_DATA_DIR to it"
-        ) from e
 
 
 def get_all(source: str = SOURCE) -> dict[str, Path | NbmfError]:

@@ -151,7 +151,7 @@ class Interval:
     level: float
     n: int
 
-
+# %% ../nbs/01_metrics.ipynb #800ca72d
 def bootstrap_ci(
     values: ArrayLike,
     statistic: Callable[..., Any] = np.mean,

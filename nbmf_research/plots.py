@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 # %% auto #0
-__all__ = ['PALETTE', 'MARKERS', 'HATCHES', 'GREY', 'KNOWN', 'use_style', 'colour', 'marker', 'rd_curves', 'ratio_axis', 'bars',
-           'traces', 'caption']
+__all__ = ['PALETTE', 'MARKERS', 'HATCHES', 'GREY', 'KNOWN', 'use_style', 'colour', 'marker', 'rd_curves', 'rate_axis',
+           'ratio_axis', 'bars', 'traces', 'caption']
 
 # %% ../nbs/02_plots.ipynb #60cd9827
 PALETTE: tuple[str, ...] = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B3A800")
@@ -126,11 +126,21 @@ def rd_curves(
             ax.fill_between(
                 line[x], line[f"{y}_lo"].astype(float), line[f"{y}_hi"].astype(float), color=c, alpha=0.15, lw=0
             )
-    ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+    measured = rows.loc[rows[by] != "bound", x].astype(float)
+    rate_axis(ax, measured.min(), measured.max())
     ax.set(xlabel="bits per sample (left is better)", ylabel=label)
     ax.legend()
     return ax
+
+
+def rate_axis(ax: Axes, lowest: float, highest: float) -> None:
+    """Make the horizontal axis a logarithmic one of rates, with few plain labels, from a little under `lowest` to a little over `highest`."""
+    ax.set_xscale("log")
+    ax.set_xlim(lowest / 1.4, highest * 1.3)
+    steps = (1, 2, 5) if highest / lowest < 30 else (1, 3)
+    ax.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=steps))
+    ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+    ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
 
 
 def ratio_axis(ax: Axes, bits: float = 16.0) -> SecondaryAxis:
@@ -141,7 +151,7 @@ def ratio_axis(ax: Axes, bits: float = 16.0) -> SecondaryAxis:
     top.set_xlabel(f"ratio to {bits:g}-bit words")
     top.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}x"))
     top.xaxis.set_minor_locator(mpl.ticker.NullLocator())
-    top.set_xticks([q for q in (1, 2, 4, 8, 15, 40, 100, 200) if ax.get_xlim()[0] <= bits / q <= ax.get_xlim()[1]])
+    top.set_xticks([q for q in (1, 2, 5, 15, 40, 100, 300, 1000) if ax.get_xlim()[0] <= bits / q <= ax.get_xlim()[1]])
     return top
 
 # %% ../nbs/02_plots.ipynb #244d46d8
@@ -232,7 +242,8 @@ def traces(
         c = colour(name, decoded)
         axes[0].plot(t, np.asarray(y, float), color=c, lw=0.9, label=name)
         axes[1].plot(t, np.asarray(y, float) - x, color=c, lw=0.9)
-    axes[0].set(ylabel=units, title=title)
+    axes[0].set_ylabel(units)
+    axes[0].set_title(title, loc="left")
     axes[1].set(ylabel=f"error, {units}", xlabel="time, s")
     axes[0].legend(ncols=len(decoded) + 1, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     return fig

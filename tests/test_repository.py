@@ -105,7 +105,13 @@ def test_every_dependency_is_pinned() -> None:
 def test_the_package_never_imports_nbdev() -> None:
     for p in SOURCES:
         for node in ast.walk(ast.parse(p.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
             assert not any(n.split(".")[0] in {"nbdev", "fastcore", "execnb"} for n in names), p
 
 
@@ -115,6 +121,18 @@ def test_the_package_never_imports_nbdev() -> None:
 def functions() -> list[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]]:
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     return [(ids(p), n) for p in SOURCES for n in ast.walk(ast.parse(p.read_text())) if isinstance(n, kinds)]
+
+
+def public() -> list[tuple[str, ast.FunctionDef | ast.ClassDef]]:
+    """Public classes, functions and methods; not functions within functions."""
+    tops = [
+        (ids(p), n)
+        for p in SOURCES
+        for n in ast.parse(p.read_text()).body
+        if isinstance(n, (ast.FunctionDef, ast.ClassDef))
+    ]
+    members = [(f, m) for f, n in tops if isinstance(n, ast.ClassDef) for m in n.body if isinstance(m, ast.FunctionDef)]
+    return [(f, n) for f, n in tops + members if not n.name.startswith("_")]
 
 
 def body_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -129,14 +147,19 @@ def test_functions_are_short() -> None:
 
 
 def test_exported_cells_are_short() -> None:
-    sizes = {(ids(p), s.splitlines()[1][:60] if len(s.splitlines()) > 1 else s): len([l for l in s.splitlines() if l.strip()]) for p in MODULES for s in exported(p)}
-    assert {k: v for k, v in sizes.items() if v > 75} == {}, "split the cell"
-    assert statistics.quantiles(sizes.values(), n=10)[-1] <= 60
+    sizes = {
+        (ids(p), s.splitlines()[1][:60] if len(s.splitlines()) > 1 else s): len(
+            [l for l in s.splitlines() if l.strip() and not l.startswith("#|")]
+        )
+        for p in MODULES
+        for s in exported(p)
+    }
+    assert {k: v for k, v in sizes.items() if v > 60} == {}, "split the cell"
+    assert statistics.quantiles(sizes.values(), n=10)[-1] <= 50
 
 
 def test_public_names_have_docstrings_and_return_types() -> None:
-    public = [(f, n) for f, n in functions() if not n.name.startswith("_")]
-    assert [(f, n.name) for f, n in public if not ast.get_docstring(n)] == []
+    assert [f"{f}: {n.name}" for f, n in public() if not ast.get_docstring(n)] == []
     plain = [(f, n.name) for f, n in functions() if not isinstance(n, ast.ClassDef) and n.returns is None]
     assert plain == []
 
@@ -144,7 +167,10 @@ def test_public_names_have_docstrings_and_return_types() -> None:
 def test_no_star_imports_no_patch_no_utils() -> None:
     for p in MODULES:
         for s in exported(p):
-            assert not re.search(r"^from .* import \*|^@patch|\beval\(|pickle\.load", s, re.M), (ids(p), s[:200])
+            assert not re.search(r"^from .* import \*|^@patch|(?<![.\w])eval\(|pickle\.load", s, re.M), (
+                ids(p),
+                s[:200],
+            )
     assert [ids(p) for p in SOURCES if "util" in p.name] == []
 
 
@@ -157,8 +183,10 @@ def test_a_module_page_explains_shows_and_checks(path: Path) -> None:
     assert prose >= 120
     assert any({"image/png", "image/svg+xml"} & set(o.get("data", {})) for o in outputs), "a saved figure"
     assert sum(source(c).count("assert") for c in cells(path)) >= 2
-    assert any(source(c).startswith("## What can go wrong") for c in cells(path, "markdown"))
-    assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"], "errors or warnings in saved outputs"
+    assert any(re.search(r"^#+ What can go wrong", source(c), re.M) for c in cells(path, "markdown"))
+    assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"], (
+        "errors or warnings in saved outputs"
+    )
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=ids)
@@ -171,7 +199,11 @@ def test_notebooks_are_light_and_speak_of_the_project_alone(path: Path) -> None:
 
 def test_text_files_hold_no_absolute_paths() -> None:
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    texts = [ROOT / t for t in tracked if Path(t).suffix in {".py", ".md", ".yml", ".toml", ".ini", ".cff", ""} and t != "tests/test_repository.py"]
+    texts = [
+        ROOT / t
+        for t in tracked
+        if Path(t).suffix in {".py", ".md", ".yml", ".toml", ".ini", ".cff", ""} and t != "tests/test_repository.py"
+    ]
     for p in texts:
         if p.is_file() and not p.is_symlink():
             assert not re.search(r"/root/|/Users/\w|/work/", p.read_text(errors="ignore")), p

@@ -75,7 +75,7 @@ def encode(state: State, buffer: Bytes, cum: Int, freq: Int, bits: Int) -> None:
         state[LOW] <<= _BYTE
         state[RANGE] <<= _BYTE
 
-
+# %% ../../nbs/07_coding.rangecoder.ipynb #2f1fa903
 @njit
 def finish(state: State, buffer: Bytes) -> Int:
     """Write the fewest bytes that settle the interval, drop trailing zeros (a decoder reads zeros past the end), and return the number of bytes."""
@@ -156,7 +156,7 @@ def quantise_pmf(pmf: ArrayLike, bits: int = 16) -> NDArray[np.int64]:
     np.put_along_axis(freq, top, np.take_along_axis(freq, top, -1) + total - freq.sum(-1, keepdims=True), -1)
     return np.concatenate([np.zeros((*p.shape[:-1], 1), np.int64), freq.cumsum(-1)], -1)
 
-
+# %% ../../nbs/07_coding.rangecoder.ipynb #b32a7819
 @njit
 def _encode_static(
     symbols: NDArray[np.int64], contexts: NDArray[np.int64], cdf: NDArray[np.int64], bits: int, buffer: Bytes
@@ -186,7 +186,7 @@ def _decode_static(buffer: Bytes, contexts: NDArray[np.int64], cdf: NDArray[np.i
         out[i] = lo
     return out
 
-
+# %% ../../nbs/07_coding.rangecoder.ipynb #0870ac91
 def encode_static(symbols: ArrayLike, contexts: ArrayLike, cdf: NDArray[np.int64]) -> bytes:
     """Code symbols with fixed tables.
 
@@ -284,7 +284,7 @@ def _decode_bits(buffer: Bytes, contexts: NDArray[np.int64], n_contexts: int, li
         adapt(probs, counts, contexts[i], out[i], limit)
     return out
 
-
+# %% ../../nbs/07_coding.rangecoder.ipynb #0734fffe
 def encode_bits(bits: ArrayLike, contexts: ArrayLike, n_contexts: int, *, limit: int = 255) -> bytes:
     """Code bits with adaptive probabilities.
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from ..core import InputError, MissingDependencyError, Registry, StreamError, require
 
 # %% auto #0
-__all__ = ['MAGIC', 'MAX_SAMPLES', 'Kind', 'Samples', 'CODECS', 'CODEC_MODULES', 'Frame', 'Codec', 'register_codec',
-           'load_codecs', 'codec_class', 'codec_names', 'create_codec', 'decompress', 'Raw']
+__all__ = ['MAGIC', 'MAX_SAMPLES', 'Kind', 'Samples', 'CODECS', 'CODEC_MODULES', 'Frame', 'SampleCoder', 'Codec',
+           'register_codec', 'load_codecs', 'codec_class', 'codec_names', 'create_codec', 'decompress', 'Raw']
 
 # %% ../../nbs/26_neural.codec.ipynb #5ca93cab
 MAGIC = b"NBP1"
@@ -93,7 +93,7 @@ class Frame:
         kind, n_time, n_channels, rate = _FIXED.unpack_from(stream, at)
         return cls(stream[5:at].decode("ascii", "replace"), _dtype(kind), _shape(n_time, n_channels), rate, payload)
 
-
+# %% ../../nbs/26_neural.codec.ipynb #bef7e8c8
 def _dtype(kind: bytes) -> np.dtype[Any]:
     if kind not in (b"i1", b"u1", b"i2", b"u2", b"i4", b"u4", b"f4", b"f8"):
         raise StreamError(f"the frame names a sample type that does not exist: {kind!r}")
@@ -110,8 +110,8 @@ Kind: TypeAlias = Literal["lossless", "bounded", "lossy"]
 Samples: TypeAlias = NDArray[Any]
 
 
-class Codec(ABC):
-    """Base of every codec of multichannel recordings.
+class SampleCoder(ABC):
+    """The part of a codec that turns samples into a payload and back.
 
     Attributes
     ----------
@@ -154,6 +154,10 @@ class Codec(ABC):
             except MissingDependencyError as e:
                 return str(e)
         return None
+
+# %% ../../nbs/26_neural.codec.ipynb #7a64abeb
+class Codec(SampleCoder):
+    """Base of every codec of multichannel recordings: a `SampleCoder` with a self-describing stream."""
 
     def compress(self, x: xr.DataArray | Samples, sampling_rate: float = 0.0) -> bytes:
         """Compress a recording.
@@ -203,7 +207,7 @@ class Codec(ABC):
             raise StreamError(f"{self.name} decoded {y.dtype}{y.shape} where the frame says {f.dtype}{f.shape}")
         return xr.DataArray(y, dims=("time", "channel"), attrs={"sampling_rate": f.sampling_rate})
 
-
+# %% ../../nbs/26_neural.codec.ipynb #a3fc16bc
 def _samples(x: xr.DataArray | Samples) -> Samples:
     """Check the input and give it as a C-contiguous little-endian (time, channel) array."""
     if isinstance(x, xr.DataArray) and set(x.dims) - {"time", "channel"}:

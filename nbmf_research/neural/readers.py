@@ -28,8 +28,8 @@ from nbmf_research.neural.recordings import (
 )
 
 # %% auto #0
-__all__ = ['RAW_OPTIONS', 'EdfHeader', 'read_edf_header', 'integers', 'EdfReader', 'open_edf', 'PackedReader', 'open_wav',
-           'open_raw', 'open_hdf5', 'open_nwb']
+__all__ = ['RAW_OPTIONS', 'RAW_SUFFIXES', 'EdfHeader', 'read_edf_header', 'integers', 'EdfReader', 'open_edf', 'PackedReader',
+           'open_wav', 'open_raw', 'open_hdf5', 'open_nwb']
 
 # %% ../../nbs/21_neural.readers.ipynb #e66f91ce
 _SIGNAL = {
@@ -354,13 +354,15 @@ def open_wav(path: Path) -> list[Stream]:
 
 # %% ../../nbs/21_neural.readers.ipynb #0d91e9dd
 RAW_OPTIONS = ("n_channels", "dtype", "time_axis", "skip_bytes")
+RAW_SUFFIXES = (".dat", ".bin", ".raw")
 
 
 def _has_sidecar(path: Path) -> bool:
-    return path.with_suffix(".json").exists() or path.with_name("info.json").exists()
+    beside = path.with_suffix(".json").exists() or path.with_name("info.json").exists()
+    return beside and path.suffix.lower() in RAW_SUFFIXES
 
 # %% ../../nbs/21_neural.readers.ipynb #bbb0e19d
-@register_reader("raw", suffixes=(".dat", ".bin", ".raw"), sniff=_has_sidecar)
+@register_reader("raw", suffixes=RAW_SUFFIXES, sniff=_has_sidecar)
 def open_raw(path: Path, **metadata: Any) -> list[Stream]:
     """Open bare samples as a memory map.
 

@@ -418,6 +418,8 @@ class Stream:
         Which piece of the stream, from 0.
     neural : bool
         False for what is no recording of electrodes (triggers, clocks): opened only if it is named.
+    title : str
+        Name of the recording where the file holds one; else it is the file's.
     """
 
     name: str
@@ -433,6 +435,7 @@ class Stream:
     gaps: Gaps = ()
     segment: int = 0
     neural: bool = True
+    title: str = ""
 
     @property
     def info(self) -> StreamInfo:
@@ -453,7 +456,7 @@ class Stream:
         """Make the lazy recording."""
         names = None if self.channels is None else _different([str(c) for c in self.channels])
         same = {k: getattr(self, k) for k in ("units", "gain", "offset", "native_bits", "positions", "t_start", "gaps")}
-        return recording(self.reader, self.sampling_rate, channels=names, name=name, **same)
+        return recording(self.reader, self.sampling_rate, channels=names, name=self.title or name, **same)
 
 # %% ../../nbs/20_neural.recordings.ipynb #6d625d5f
 Opener = Callable[..., list[Stream]]
@@ -886,7 +889,7 @@ def _fit(values: NDArray[np.int64]) -> _Fit:
                 return _Fit(v, codes, steps, low, high, cast)
     return _whole(values, whole, low, high)
 
-
+# %% ../../nbs/20_neural.recordings.ipynb #ad0e0d32
 def _whole(values: NDArray[np.int64], step: int, low: int, high: int) -> _Fit:
     codes = (values - values[0]) // step
     return _Fit(values, codes, _steps(values, codes, False) if step > 1 else (1, 1), low, high)
@@ -926,7 +929,7 @@ def _candidates(steps: tuple[float, float]) -> list[Fraction]:
     third = (high - low) / 3
     return [*(s for s in STRETCHED if low <= s <= high), _simplest(low, high), _simplest(low + third, high - third)]
 
-
+# %% ../../nbs/20_neural.recordings.ipynb #b670126f
 def _place(fit: _Fit, step: Fraction, scale: int = 1) -> tuple[int, int, int, int, int, bool] | None:
     """Return the channel's column of the table for this step, code 0 at the lowest value; None if it is not exact."""
     p, q = scale * step.numerator, scale * step.denominator
@@ -1131,7 +1134,7 @@ def described_stream(path: Path, reader: Reader, about: dict[str, Any]) -> Strea
             f"{path}: the sampling rate is unknown; give sampling_rate= or write it into {path.stem}.json beside the file"
         )
     fields = {k: about[k] for k in FIELDS if k not in ("sampling_rate", "name") and about.get(k) is not None}
-    return Stream(about.get("name") or path.stem, reader, float(rate), **fields)
+    return Stream(path.stem, reader, float(rate), title=str(about.get("name") or ""), **fields)
 
 
 def sidecar(path: Path, options: dict[str, Any], allowed: Sequence[str] = ()) -> dict[str, Any]:

@@ -153,8 +153,9 @@ class Basis(NamedTuple):
 
     @property
     def analysis(self) -> Floats:
-        """Matrix (channel, component) that makes components from samples, by least squares."""
-        return np.asarray(np.linalg.pinv(self.synthesis))
+        """Matrix (channel, component) that makes components from samples, by least squares; a row rounded to zero makes zero."""
+        s = self.synthesis
+        return np.asarray(np.linalg.solve(s @ s.T + 1e-9 * np.eye(len(s)), s).T)
 
     def pack(self) -> bytes:
         """Serialise: shifts, then all entries with tables that follow from the shifts."""
@@ -168,17 +169,25 @@ class Basis(NamedTuple):
         """Read a basis, and give what follows it; damage raises `StreamError`."""
         steps, rest = unpack_ints(stream, components)
         shifts = np.cumsum(steps)
-        size = int.from_bytes(rest[:4], "little")
+        data, rest = _sized(rest)
         if components and not 0 <= shifts.min() <= shifts.max() <= MAX_SHIFT:
             raise StreamError("the spatial transform has a step that does not exist; the stream is damaged")
-        decoder = TableDecoder(rest[4 : 4 + size])
+        decoder = TableDecoder(data)
         entries = decoder.decode(_entry_scales(shifts, channels)).reshape(components, channels)
         decoder.finish()
-        return cls(entries, shifts), rest[4 + size :]
+        return cls(entries, shifts), rest
 
 
 FINENESS = (1, 2, 3, 4, 5, 6)  # what the encoder tries
 MIN_SHIFT, MAX_SHIFT = 3, 16
+
+
+def _sized(stream: bytes) -> tuple[bytes, bytes]:
+    """Data behind a four-byte length, and what follows it."""
+    end = 4 + int.from_bytes(stream[:4], "little")
+    if len(stream) < end:
+        raise StreamError(f"a part of {end} bytes has only {len(stream)}; the stream is cut short")
+    return stream[4:end], stream[end:]
 
 
 def _entry_scales(shifts: Ints, channels: int) -> Ints:
@@ -517,25 +526,25 @@ def decode_bands(stream: bytes, bands: Bands, weights: Ints) -> tuple[Ints, Ints
     if not stream or stream[0] >= N_SCALES:
         raise StreamError("a chunk of coefficients has no valid head; the stream is damaged")
     cuts, rest = unpack_ints(stream[1:], bands.channels)
-    size = int.from_bytes(rest[:4], "little")
-    decoder = TableDecoder(rest[4 : 4 + size])
+    data, rest = _sized(rest)
+    decoder = TableDecoder(data)
     q, scales = np.zeros(bands.size, np.int64), np.zeros(bands.size, np.int64)
     for band, active, first, step in _batches(bands, cuts):
         tables = contexts(q, bands.rows, bands.offset, bands.channels, active, band, first, step, stream[0], weights)
         _slice(scales, bands, band, first, step)[:, active] = tables.reshape(-1, active.size)
         _slice(q, bands, band, first, step)[:, active] = decoder.decode(tables).reshape(-1, active.size)
     decoder.finish()
-    return q, scales, rest[4 + size :]
+    return q, scales, rest
 
 # %% ../../nbs/29_neural.transform.ipynb #5f3cbb43
 _HEAD = struct.Struct("<BdBBI")  # version, step, transform parameter, 1 if spatial, components
 VERSION = 1
 CHUNK_SAMPLES = 2**22
 EXCERPT_SAMPLES = 2**18
-EXCERPT_ROWS = 8192
+EXCERPT_ROWS = 4096
 _LARGEST = 2.0**29  # steps; the range coder takes magnitudes up to 2**30
 OFFSET_PARTS = 8  # means are stored in eighths of a step
-MAX_PARAMETER = 16
+MAX_PARAMETER = 11
 
 
 def _in_steps(values: Floats) -> Ints:
@@ -675,6 +684,8 @@ class TransformCodec(Codec):
         for start, stop in _chunks(*shape):
             z, rest = self._chunk(rest, stop - start, kept, parameter) if kept else (np.zeros((stop - start, 0)), rest)
             out[start:stop] = (z @ synthesis if is_spatial else z) * step + offsets * (step / OFFSET_PARTS)
+        if rest:
+            raise StreamError(f"{len(rest)} bytes follow the last chunk; the stream is damaged")
         return out
 
     def _chunk(self, stream: bytes, n: int, channels: int, parameter: int) -> tuple[Floats, bytes]:

@@ -183,7 +183,10 @@ def test_lazy_indexing_is_numpy_indexing(time, channel, window):
 def test_points_are_read_as_numpy_reads_them():
     full = Counting(n_time=40).read(0, 40, np.arange(5))
     where = xr.DataArray([3, 39, 0], dims="point"), xr.DataArray([0, 4, 1], dims="point")
-    assert recording(Counting(n_time=40), 10).isel(time=where[0], channel=where[1]).values.tolist() == full[[3, 39, 0], [0, 4, 1]].tolist()
+    assert (
+        recording(Counting(n_time=40), 10).isel(time=where[0], channel=where[1]).values.tolist()
+        == full[[3, 39, 0], [0, 4, 1]].tolist()
+    )
 
 
 def test_a_slice_reads_only_itself():
@@ -238,7 +241,10 @@ def formats(monkeypatch, tmp_path):
     @register_reader("json", suffixes=(".toy",))
     def open_json(path: Path, scale: int = 1) -> list[Stream]:
         rows = json.loads(path.read_text())
-        return [Stream(n, ArrayReader(scale * np.array(v, np.int16)), 10.0, t_start=t, segment=i, **more) for i, (n, t, v, more) in enumerate(rows)]
+        return [
+            Stream(n, ArrayReader(scale * np.array(v, np.int16)), 10.0, t_start=t, segment=i, **more)
+            for i, (n, t, v, more) in enumerate(rows)
+        ]
 
     def write(*rows, name="a.toy"):
         file = tmp_path / name
@@ -254,14 +260,18 @@ def test_several_streams_are_listed(formats):
         open_recording(file)
     x = open_recording(file, stream="lfp", scale=2)
     assert x.values.tolist() == [[6]] and x.attrs["stream"] == "lfp" and x.attrs["format"] == "json" and x.name is None
-    assert [s.stream for s in list_streams(file)] == ["ap", "lfp", "clock"] and "2 samples" in str(list_streams(file)[0])
+    assert [s.stream for s in list_streams(file)] == ["ap", "lfp", "clock"] and "2 samples" in str(
+        list_streams(file)[0]
+    )
     with pytest.raises(InputError, match="no stream 'apx'"):
         open_recording(file, stream="apx")
 
 
 def test_one_neural_stream_needs_no_name(formats):
     file = formats(("ap", 0, [1, 2]), ("clock", 0, [9], {"neural": False}))
-    assert open_recording(file).attrs["stream"] == "ap" and open_recording(file, stream="clock").values.tolist() == [[9]]
+    assert open_recording(file).attrs["stream"] == "ap" and open_recording(file, stream="clock").values.tolist() == [
+        [9]
+    ]
     assert open_recording(formats(("clock", 0, [9], {"neural": False}))).attrs["stream"] == "clock"
 
 
@@ -306,7 +316,7 @@ def test_options_and_formats_are_checked(formats, tmp_path):
         open_recording(file, format="jsn")
     with pytest.raises(InputError, match="no such file"):
         open_recording(tmp_path / "gone.toy")
-    with pytest.raises(InputError, match="no recording format is known for '?.xyz"):
+    with pytest.raises(InputError, match=r"no recording format is known for \.xyz"):
         open_recording(formats(("a", 0, [1]), name="a.xyz"))
     with pytest.raises(InputError, match="such a folder"):
         open_recording(tmp_path)
@@ -321,7 +331,9 @@ def test_sniffing_decides_between_suffixes(formats):
         ("any", (), lambda p: b"any" in p.read_bytes()),
         ("last", (".end",), lambda p: False),
     ):
-        register_reader(name, suffixes, sniff)(lambda path, name=name: calls.append(name) or [Stream("s", ArrayReader(np.zeros(3)), 1.0)])
+        register_reader(name, suffixes, sniff)(
+            lambda path, name=name: calls.append(name) or [Stream("s", ArrayReader(np.zeros(3)), 1.0)]
+        )
     for content, suffix in (("mine", ".dat"), ("other", ".dat"), ("any", ".xyz"), ("", ".end")):
         file = formats(name=f"f{suffix}")
         file.write_text(content)
@@ -356,7 +368,11 @@ def test_any_integers_come_back(dtype, n_channels, seed, n, narrow):
 
 
 @given(
-    st.integers(21, 9000), st.sampled_from([1, 7, 10, 341]), st.integers(-3000, 3000), st.sampled_from(["down", "cast", "nearest"]), st.integers(0, 10**6)
+    st.integers(21, 9000),
+    st.sampled_from([1, 7, 10, 341]),
+    st.integers(-3000, 3000),
+    st.sampled_from(["down", "cast", "nearest"]),
+    st.integers(0, 10**6),
 )
 @settings(deadline=None, max_examples=250)
 def test_a_fractional_lattice_is_found(numerator, denominator, origin, rounding, seed):
@@ -366,7 +382,11 @@ def test_a_fractional_lattice_is_found(numerator, denominator, origin, rounding,
     rng = np.random.default_rng(seed)
     codes = np.concatenate([np.arange(n), rng.integers(0, n, 300)]) - n // 2
     y = codes * numerator + origin
-    x = {"down": y // denominator, "cast": np.sign(y) * (abs(y) // denominator), "nearest": (2 * y + denominator) // (2 * denominator)}[rounding]
+    x = {
+        "down": y // denominator,
+        "cast": np.sign(y) * (abs(y) // denominator),
+        "nearest": (2 * y + denominator) // (2 * denominator),
+    }[rounding]
     x = x.astype(np.int16)
     lattice = find_lattice(x)
     assert (from_codes(to_codes(x, lattice), lattice) == x).all()
@@ -379,7 +399,9 @@ def test_whole_steps(step, origin, bits):
     codes = rng.integers(0, 2**bits, 5000)
     x = (codes * step + origin).astype(np.int32)
     lattice = find_lattice(x)
-    assert lattice.step[0] == step and (to_codes(x, lattice) == codes - codes.min()).all() and lattice.levels[0] <= 2**bits
+    assert (
+        lattice.step[0] == step and (to_codes(x, lattice) == codes - codes.min()).all() and lattice.levels[0] <= 2**bits
+    )
 
 
 def test_n1_like_words_have_ten_bits():
@@ -466,12 +488,24 @@ def test_what_is_off_the_lattice_is_an_error():
 def test_saved_recordings_come_back(tmp_path, suffix, dtype):
     raw = np.random.default_rng(0).integers(0, 100, (70, 3)).astype(dtype)
     xyz = [[0, 0.5, np.nan], [1, 2, np.nan], [np.nan, np.nan, np.nan]]
-    x = recording(raw, 1234.5, channels=["ä", "b", "c"], units="uV", gain=[0.1, 0.2, 0.3], offset=-1, native_bits=7, positions=xyz, t_start=3.25, name="n", gaps=[(5, 0.1), (9, 2)])
+    x = recording(
+        raw,
+        1234.5,
+        channels=["ä", "b", "c"],
+        units="uV",
+        gain=[0.1, 0.2, 0.3],
+        offset=-1,
+        native_bits=7,
+        positions=xyz,
+        t_start=3.25,
+        name="n",
+        gaps=[(5, 0.1), (9, 2)],
+    )
     save_recording(x, tmp_path / f"f{suffix}")
     y = open_recording(tmp_path / f"f{suffix}")
     assert y.dtype == x.dtype and (y.values == raw).all() and y.channel.values.tolist() == ["ä", "b", "c"]
     np.testing.assert_array_equal(positions(y), positions(x))
-    assert {k: v for k, v in describe(y).items() if k != "name"} == {k: v for k, v in describe(x).items() if k != "name"}
+    assert describe(y) == describe(x)
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".npy"])
