@@ -33,9 +33,9 @@ from .core import InputError, NbmfError, atomic_path, pick_device, provenance, r
 from .results import PROFILES, Results, Row, read_results, tidy_rows, write_results
 
 # %% auto #0
-__all__ = ['COMMON', 'T', 'SMOKE', 'read_parameters', 'resolve_parameters', 'source_hash', 'Benchmark', 'find_root',
-           'find_benchmark', 'list_benchmarks', 'report_paths', 'Markdown', 'table', 'banner', 'Run', 'start',
-           'BenchmarkError', 'run', 'stale', 'report', 'build_site']
+__all__ = ['COMMON', 'T', 'SMOKE', 'read_parameters', 'resolve_parameters', 'reached_modules', 'source_hash', 'Benchmark',
+           'find_root', 'find_benchmark', 'list_benchmarks', 'report_paths', 'Markdown', 'table', 'banner', 'Run',
+           'start', 'BenchmarkError', 'run', 'stale', 'report', 'build_site']
 
 # %% ../nbs/64_bench.ipynb #f3e7f292
 COMMON = ("profile", "seed", "device", "data_dir", "out")
@@ -190,11 +190,44 @@ def _read_text(text: str, default: Any) -> Any:
         return text
 
 # %% ../nbs/64_bench.ipynb #1faf5300
-_NO_NUMBER = ("cli.py", "site.py")
+_NO_NUMBER = ("bench", "cli", "site")
+
+
+def _imported(code: str, module: str) -> set[str]:
+    """Names that a module's code may import: absolute ones, relative ones resolved, and strings that look like modules."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            names |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = module.split(".")[: -node.level] if node.level else []
+            base = ".".join([*above, *(node.module or "").split(".")]).strip(".")
+            names |= {base, *(f"{base}.{a.name}" for a in node.names)}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.add(node.value)
+    return names
+
+
+def reached_modules(code: str) -> dict[str, bytes]:
+    """Modules of this package that code imports, directly or through others, with their source, by name in order."""
+    folder = Path(str(nbmf_research.__file__)).parent
+    files = {
+        ".".join(("nbmf_research", *p.relative_to(folder).with_suffix("").parts)): p
+        for p in folder.rglob("*.py")
+        if p.name[0] != "_"
+    }
+    found: dict[str, bytes] = {}
+    todo = _imported(code, "") & files.keys()
+    while todo:
+        name = todo.pop()
+        if name not in found and name.split(".")[-1] not in _NO_NUMBER:
+            found[name] = files[name].read_bytes().replace(b"\r\n", b"\n")
+            todo |= _imported(found[name].decode(), name) & files.keys()
+    return dict(sorted(found.items()))
 
 
 def source_hash(path: str | os.PathLike[str]) -> str:
-    """Hash a template's code cells and the package's modules.
+    """Hash a template's code cells and the modules that they reach.
 
     Parameters
     ----------
@@ -204,16 +237,14 @@ def source_hash(path: str | os.PathLike[str]) -> str:
     Returns
     -------
     str
-        SHA-256, 64 hex digits. Markdown cells, outputs, ``_*.py``, ``cli.py`` and ``site.py`` do not enter.
+        SHA-256, 64 hex digits. Markdown cells, outputs and modules out of reach do not enter; see `reached_modules`.
     """
     digest = hashlib.sha256()
-    for cell in _code_cells(_load(path)):
-        digest.update(_source(cell).encode() + b"\0")
-    folder = Path(str(nbmf_research.__file__)).parent
-    modules = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*.py")}
-    for name in sorted(modules):
-        if name not in _NO_NUMBER and not modules[name].name.startswith("_"):
-            digest.update(name.encode() + b"\0" + modules[name].read_bytes().replace(b"\r\n", b"\n") + b"\0")
+    cells = [_source(cell) for cell in _code_cells(_load(path))]
+    for cell in cells:
+        digest.update(cell.encode() + b"\0")
+    for name, source in reached_modules("\n".join(cells)).items():
+        digest.update(name.encode() + b"\0" + source + b"\0")
     return digest.hexdigest()
 
 # %% ../nbs/64_bench.ipynb #d026d60d

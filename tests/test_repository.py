@@ -131,7 +131,7 @@ def public() -> list[tuple[str, ast.FunctionDef | ast.ClassDef]]:
         for n in ast.parse(p.read_text()).body
         if isinstance(n, (ast.FunctionDef, ast.ClassDef))
     ]
-    members = [(f, m) for f, n in tops if isinstance(n, ast.ClassDef) for m in n.body if isinstance(m, ast.FunctionDef)]
+    members = [(f, m) for f, n in tops if isinstance(n, ast.ClassDef) and n.name[0] != "_" for m in n.body if isinstance(m, ast.FunctionDef)]
     return [(f, n) for f, n in tops + members if not n.name.startswith("_")]
 
 

@@ -333,6 +333,8 @@ class Geometry:
         sizes = (self.channels, self.outputs, self.kernel, self.stride, self.dilation, self.up)
         if min(sizes) < 1 or (self.padding is not None and (len(self.padding) != 2 or min(self.padding) < 0)):
             raise InputError(f"sizes must be positive and padding two numbers >= 0, got {self}")
+        if max(*sizes, (self.taps - 1) * self.dilation, *self.pads) > 2**16:
+            raise InputError(f"no size or reach may exceed 65536, got {self}")
         if self.up > 1 and (self.kernel % self.up or self.stride * self.dilation > 1):
             raise InputError(
                 f"upsampling by {self.up} needs a kernel that is a multiple of it, and no stride or dilation"
@@ -440,7 +442,7 @@ class ExactConv1d(ExactModule):
         if not self.wide:
             return np.asarray(total * span.peak + offset)
         low = total * 255 + offset
-        return np.maximum(low, total * max(-(span.lo >> 8), (span.hi >> 8), 0) + (low >> 8) + 1)
+        return np.asarray(np.maximum(low, total * max(-(span.lo >> 8), span.hi >> 8, 0) + (low >> 8) + 1))
 
     def prove(self, span: Span) -> Span:
         """Factors small enough, sums below 2^24; the outputs' span from the signs of the weights."""
@@ -736,7 +738,6 @@ def answer_hash(y: Ints) -> str:
     return hashlib.sha256(y.astype("<i4").tobytes()).hexdigest()
 
 
-@LAYERS.register("sequential")
 class ExactSequential(ExactModule):
     """A chain of exact layers with its proof.
 
@@ -779,28 +780,34 @@ class ExactSequential(ExactModule):
         self.answers = None if answers is None else [(tuple(int(n) for n in shape), str(sha)) for shape, sha in answers]
         self.fallback = False
         self._tested: set[tuple[str, torch.dtype]] = set()
-        self.spans = [_span(span)]
-        self.prove(self.spans[0])
+        self._fit_channels()
+        self.spans = self._walk(_span(span))
 
     def where(self, i: int) -> str:
         """How messages name layer `i`."""
         return f"layer {i} ({type(self.layers[i]).__name__})"
 
-    def prove(self, span: Span) -> Span:
-        """Prove layer after layer; refused with the layer's name."""
-        self.spans = [span]
+    def _fit_channels(self) -> None:
         for i, layer in enumerate(self.layers):
             if layer.channels is not None and self.outputs not in (None, layer.channels):
                 raise InputError(
                     f"{self.where(i)} takes {layer.channels} channels, the layer before it gives {self.outputs}"
                 )
-            try:
-                self.spans.append(layer.prove(self.spans[-1]))
-            except InputError as e:
-                raise InputError(f"{self.where(i)}, {e}") from e
             self.channels = layer.channels if self.outputs is None else self.channels
             self.outputs = layer.outputs or self.outputs
-        return self.spans[-1]
+
+    def _walk(self, span: Span) -> list[Span]:
+        spans = [span]
+        for i, layer in enumerate(self.layers):
+            try:
+                spans.append(layer.prove(spans[-1]))
+            except InputError as e:
+                raise InputError(f"{self.where(i)}, {e}") from e
+        return spans
+
+    def prove(self, span: Span) -> Span:
+        """Prove layer after layer; refused with the layer's name."""
+        return self._walk(span)[-1]
 
     def bounds(self) -> list[Ints]:
         """Per layer: the largest partial sum that each channel can reach."""
@@ -1343,11 +1350,11 @@ def from_bytes(data: bytes, *, strict: bool = False) -> ExactSequential:
     """
     try:
         net, sha = _parse(data)
-        net.known_answers()
         if model_hash(net) != sha:
             raise InputError("the SHA-256 of the model does not agree")
         small = all(
-            len(shape) == 3 and shape[0] == 4 and 0 < np.prod(shape) < 2**24 for shape, _ in net.known_answers()
+            len(shape) == 3 and shape[0] == 4 and 0 < np.prod(shape) < 2**24 and shape[2] <= 2**18
+            for shape, _ in net.known_answers()
         )
         if not small or not net.known_answers():
             raise InputError("the known answers have an impossible shape")

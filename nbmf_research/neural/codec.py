@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import struct
 import zlib
 from abc import ABC, abstractmethod
@@ -237,14 +236,13 @@ def register_codec(name: str) -> Callable[[type[Codec]], type[Codec]]:
     return add
 
 
-CODEC_MODULES = ("classical", "transform", "lossless")
+CODEC_MODULES = ("nbmf_research.neural.classical", "nbmf_research.neural.transform")
 
 
 def load_codecs() -> Registry[Codec]:
     """Import the modules of this package that register codecs, and return the registry; importing `neural.codec` alone stays light."""
     for module in CODEC_MODULES:
-        if importlib.util.find_spec(f"nbmf_research.neural.{module}"):
-            importlib.import_module(f"nbmf_research.neural.{module}")
+        importlib.import_module(module)
     return CODECS
 
 

@@ -87,12 +87,10 @@ def views(x: xr.DataArray) -> list[View]:
     lattice = find_lattice(x) if x.dtype.kind in "iu" else None
     if lattice is None or not (lattice.step > 1).any():
         return [View("stored", x, 0)]
-    codes = x.copy(data=to_codes(x, lattice)).assign_attrs(native_bits=lattice.bits)
+    x = x.assign_attrs(native_bits=x.attrs["native_bits"] or lattice.bits)
+    codes = x.copy(data=to_codes(x, lattice))
     codes = codes.assign_coords(gain=x.gain * lattice.step, offset=x.offset + x.gain * lattice.origin)
-    return [
-        View("stored", x.assign_attrs(native_bits=lattice.bits), 0),
-        View("codes", codes, len(zlib.compress(lattice.table.tobytes(), 9))),
-    ]
+    return [View("stored", x, 0), View("codes", codes, len(zlib.compress(lattice.table.tobytes(), 9)))]
 
 # %% ../../nbs/31_neural.evaluate.ipynb #36dfaa89
 def measure(codec: Codec, view: View, decoder: OtherProcess, *, features: bool = False) -> dict[str, Any]:

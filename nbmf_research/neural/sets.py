@@ -17,7 +17,7 @@ import xarray as xr
 from ..core import InputError
 from ..datasets import locate
 from .probes import Probe, eeg_1020, linear_probe, tetrode
-from .recordings import crop, open_recording, recording, with_positions
+from .recordings import crop, open_recording, recording, with_native_bits, with_positions
 from .simulate import simulate
 
 # %% auto #0
@@ -144,7 +144,8 @@ def locust(folder: Path) -> Iterator[Item]:
 def neuropixels(folder: Path) -> Iterator[Item]:
     """Load the 384 AP channels (the sync channel left out); a fixture: test only."""
     x = open_recording(folder / "continuous.dat")
-    yield Item("snippet", "test", x.isel(channel=[str(c).startswith("AP") for c in x.channel.values]))
+    electrodes = [str(c).startswith("AP") for c in x.channel.values]
+    yield Item("snippet", "test", x.isel(channel=electrodes).assign_attrs(native_bits=10))
 
 
 @benchmark_set("ieeg_fedele_hfo", "ieeg", "iEEG, 50 bipolar contacts, 2 kHz, 5 s")
@@ -193,8 +194,8 @@ def eeg64_runs(folder: Path) -> Iterator[Item]:
     """Load the runs of the one subject."""
     parts: dict[str, Split] = {"R06": "validation", "R12": "test"}
     for path in sorted(folder.glob("*.edf")):
-        x = open_recording(path)
-        yield Item(path.stem[4:], parts.get(path.stem[4:], "train"), _on_scalp(x))
+        x = _on_scalp(with_native_bits(open_recording(path)))
+        yield Item(path.stem[4:], parts.get(path.stem[4:], "train"), x)
 
 
 @benchmark_set("eeg64_uci_alcohol16", "eeg", "EEG, 61 channels, 256 Hz, 12 subjects")
@@ -206,7 +207,7 @@ def eeg64_subjects(folder: Path) -> Iterator[Item]:
     for i, who in enumerate(np.unique(subject)):
         trials = counts[subject == who][:, scalp]
         x = trials.transpose(0, 2, 1).reshape(-1, int(scalp.sum()))
-        gaps = [(256 * k, float("nan")) for k in range(1, len(trials))]
+        gaps = [(256 * k, 0.0) for k in range(1, len(trials))]
         made = recording(
             x,
             256.0,
