@@ -859,7 +859,10 @@ def _read_header_chunk(source: _Source, at: int) -> _Opening:
 
 def _read_body(source: _Source, frame: _Chunk) -> tuple[bytes, int]:
     """Read a chunk's body and checksum, which must be right."""
-    data = source.read(frame.body_at, frame.end - frame.body_at)
+    return _check_body(source.read(frame.body_at, frame.end - frame.body_at), frame)
+
+
+def _check_body(data: bytes, frame: _Chunk) -> tuple[bytes, int]:
     crc = crc32c(memoryview(data)[:-4], frame.check)
     if data[-4:] != struct.pack("<I", crc):
         raise StreamError(f"the checksum of the bytes {frame.at}..{frame.end} is wrong")
@@ -970,7 +973,8 @@ def _part_file(path: Path, resume: bool) -> Iterator[BinaryIO]:
     with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b") as f:
         _lock(f, path)
         try:
-            f.truncate(None if resume else 0)
+            f.truncate(f.seek(0, os.SEEK_END) if resume else 0)
+            f.seek(0)
             yield f
             _sync(f)
             part.replace(path)
@@ -1514,6 +1518,8 @@ class _Blocks:
 
     def rows(self, group: int, start: int, stop: int) -> list[int]:
         """Rows of a group that hold some of the samples; their codecs are made ready."""
+        if start >= stop:
+            return []
         order, t = self.order(group), self.table
         first = np.searchsorted((t.start + t.n)[order], start, side="right")
         last = np.searchsorted(t.start[order], stop, side="left")
@@ -1537,10 +1543,11 @@ class _Blocks:
         """Fetch a block; its checksums are right, and it is the one that the index means."""
         t = self.table
         at, size = int(t.offset[row]), int(t.size[row])
-        frame = _parse_frame(self.source.peek(at, min(_FRAME, size)), 0, at, self.opening.seed)
+        data = self.source.read(at, size)
+        frame = _parse_frame(data, 0, at, self.opening.seed)
         if frame is None or frame.tag != "B" or frame.end != at + size:
             raise StreamError("the head of the block is damaged")
-        body, crc = _read_body(self.source, frame)
+        body, crc = _check_body(data[frame.body_at - at :], frame)
         block = Block.unpack(frame.head)
         if (block.start, block.n, block.group, block.codec, crc) != tuple(
             int(c[row]) for c in (t.start, t.n, t.group, t.codec, t.crc)

@@ -50,7 +50,7 @@ def scale_index(mean: int) -> int:
         top >>= 1
         octave += 1
     mantissa = mean >> (octave + 1)  # 128..255
-    quarter = (mantissa >= 152) + (mantissa >= 181) + (mantissa >= 215)
+    quarter = int(mantissa >= 152) + int(mantissa >= 181) + int(mantissa >= 215)
     return min(4 * octave + 1 + quarter, N_SCALES - 1)
 
 
