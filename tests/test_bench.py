@@ -188,16 +188,24 @@ def test_source_hash_sees_code_and_package_but_not_prose(clone: Path, monkeypatc
     assert bench.source_hash(path) != first
     package = clone / "package"
     (package / "neural").mkdir(parents=True)
-    for name in ("__init__.py", "core.py", "cli.py", "site.py", "neural/codec.py"):
+    names = ("core.py", "bench.py", "cli.py", "neural/codec.py", "neural/by_name.py", "neural/alone.py")
+    for name in ("__init__.py", *names):
         (package / name).write_text("x = 1\n")
+    (package / "neural" / "codec.py").write_text("from ..core import x\nLOADED = ('nbmf_research.neural.by_name',)\n")
     monkeypatch.setattr(bench.nbmf_research, "__file__", str(package / "__init__.py"))
-    hashes = [bench.source_hash(path)]
-    for name in ("__init__.py", "cli.py", "site.py", "core.py", "neural/codec.py"):
-        (package / name).write_text("x = 2\n")
-        hashes.append(bench.source_hash(path))
-    assert hashes[0] == hashes[1] == hashes[2] == hashes[3] != hashes[4] != hashes[5]
-    (package / "core.py").write_bytes(b"x = 2\r\n")
-    assert bench.source_hash(path) == hashes[5]
+    make_template(clone, "demo", "from nbmf_research.neural.codec import Codec", MEASURE, WRITE)
+    before, moved = bench.source_hash(path), set()
+    for name in names:
+        old = (package / name).read_text()
+        (package / name).write_text(old + "y = 2\n")
+        if bench.source_hash(path) != before:
+            moved.add(name)
+        (package / name).write_text(old)
+    assert moved == {"core.py", "neural/codec.py", "neural/by_name.py"}, (
+        "what the template reaches, directly, through others, or by name"
+    )
+    (package / "core.py").write_bytes(b"x = 1\r\n")
+    assert bench.source_hash(path) == before
 
 
 # ---- the template's side

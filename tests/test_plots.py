@@ -56,7 +56,7 @@ def test_rd_curves_sorts_by_rate_and_draws_bands() -> None:
 def test_the_ratio_axis_reads_sixteen_over_bits() -> None:
     ax = plots.rd_curves(pd.DataFrame({"codec": "a", "bits_per_sample": [0.4, 4.0], "snr_db": [10.0, 30]}))
     top = plots.ratio_axis(ax)
-    assert 40 in top.get_xticks() and 4 in top.get_xticks()
+    assert {5, 15, 40} <= set(top.get_xticks())
     assert "16-bit" in top.get_xlabel()
 
 

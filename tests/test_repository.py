@@ -131,7 +131,13 @@ def public() -> list[tuple[str, ast.FunctionDef | ast.ClassDef]]:
         for n in ast.parse(p.read_text()).body
         if isinstance(n, (ast.FunctionDef, ast.ClassDef))
     ]
-    members = [(f, m) for f, n in tops if isinstance(n, ast.ClassDef) and n.name[0] != "_" for m in n.body if isinstance(m, ast.FunctionDef)]
+    members = [
+        (f, m)
+        for f, n in tops
+        if isinstance(n, ast.ClassDef) and n.name[0] != "_"
+        for m in n.body
+        if isinstance(m, ast.FunctionDef)
+    ]
     return [(f, n) for f, n in tops + members if not n.name.startswith("_")]
 
 
@@ -149,7 +155,7 @@ def test_functions_are_short() -> None:
 def test_exported_cells_are_short() -> None:
     sizes = {
         (ids(p), s.splitlines()[1][:60] if len(s.splitlines()) > 1 else s): len(
-            [l for l in s.splitlines() if l.strip() and not l.startswith("#|")]
+            [l for line in s.splitlines() if l.strip() and not l.startswith("#|")]
         )
         for p in MODULES
         for s in exported(p)
@@ -167,7 +173,7 @@ def test_public_names_have_docstrings_and_return_types() -> None:
 def test_no_star_imports_no_patch_no_utils() -> None:
     for p in MODULES:
         for s in exported(p):
-            assert not re.search(r"^from .* import \*|^@patch|(?<![.\w])eval\(|pickle\.load", s, re.M), (
+            assert not re.search(r"^from .* import \*|^@patch|(?<!def )(?<![.\w])eval\(|pickle\.load", s, re.M), (
                 ids(p),
                 s[:200],
             )

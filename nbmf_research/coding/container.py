@@ -817,11 +817,12 @@ class _Source:
 # %% ../../nbs/08_coding.container.ipynb #bcc5cfb2
 @dataclass(frozen=True)
 class _Opening:
-    """What the first bytes say: the parsed header, its chunk, and the seed of all other checksums."""
+    """What the first bytes say: the parsed header, its chunk, its salt, and the seed of all other checksums."""
 
     metadata: Metadata
     layout: _Layout
     chunk: bytes
+    salt: int
     seed: int
 
     @property
@@ -850,11 +851,12 @@ def _read_header_chunk(source: _Source, at: int) -> _Opening:
     if frame is None or frame.tag != "H":
         raise StreamError("the header is damaged; open with recover=True to look for its copy")
     body, crc = _read_body(source, frame)
-    size = _Fields(frame.head, "head of the header").varint()
+    fields = _Fields(frame.head, "head of the header")
+    size, salt = fields.varint(), int(fields.unpack("<I"))
     if size > min(MAX_HEADER, 65536 + 64 * len(body)):
         raise StreamError(f"the header claims {size} bytes, more than the format allows")
     m, layout = _read_header(_inflate(body, size, DICTIONARY, "header"))
-    return _Opening(m, layout, source.read(at, frame.end - at), crc)
+    return _Opening(m, layout, source.read(at, frame.end - at), salt, crc)
 
 
 def _read_body(source: _Source, frame: _Chunk) -> tuple[bytes, int]:
@@ -1022,24 +1024,27 @@ class _Log:
         self.gaps: dict[int, float] = {}
         self.at = self.fresh = 0
 
-    def begin(self) -> None:
+    def begin(self, salt: int) -> None:
         """Write the header."""
+        self.opening = _make_opening(self.opening.metadata, self.opening.layout, salt)
         self.write(_PREAMBLE + self.opening.chunk)
 
     def resume(self) -> None:
         """Keep the whole blocks of a part file, and cut off the rest."""
-        begin, head = self.opening.begin, _PREAMBLE + self.opening.chunk
-        had = self.file.read(begin)
-        if not head.startswith(had):
+        source = _Source(self.file)
+        if source.size < self.opening.begin:
+            return self.go_on(_Table.of([], {}), 0)
+        try:
+            had = _read_opening(source)
+        except StreamError as e:
+            raise InputError(f"the part file cannot be resumed ({e}); remove it, or do not resume") from e
+        self.opening = _make_opening(self.opening.metadata, self.opening.layout, had.salt)
+        if self.opening.chunk != had.chunk:
             raise InputError(
                 "the part file was begun with other settings or for another recording; remove it, or do not resume"
             )
-        if len(had) < begin:
-            self.go_on(_Table.of([], {}), 0)
-            self.begin()
-        else:
-            table = _whole_prefix(_Source(self.file), self.opening)
-            self.go_on(table, int((table.offset + table.size).max(initial=begin)))
+        table = _whole_prefix(source, self.opening)
+        self.go_on(table, int((table.offset + table.size).max(initial=had.begin)))
 
     def go_on(self, table: _Table, at: int) -> None:
         """Continue behind the blocks of `table`, at byte `at`."""
@@ -1052,7 +1057,9 @@ class _Log:
         self.at += len(data)
 
     def put(self, block: Block, payload: bytes) -> None:
-        """Add a block."""
+        """Add a block; before the first one goes the header, salted with its checksum."""
+        if not self.at:
+            self.begin(crc32c(payload))
         data = _chunk(b"B", block.pack(), payload, self.opening.seed)
         crc = struct.unpack("<I", data[-4:])[0]
         self.rows.append((self.at, len(data), block.start, block.n, block.group, block.codec, crc))
@@ -1061,6 +1068,8 @@ class _Log:
 
     def finish(self) -> None:
         """Write copy of the header, index and trailer, and close."""
+        if not self.at:
+            self.begin(0)
         if len(self.opening.chunk) * 1000 <= self.at - self.fresh:
             self.write(self.opening.chunk)
         _sync(self.file)  # the blocks before the index that names them
@@ -1274,13 +1283,13 @@ def _check_metadata(m: Metadata) -> None:
         raise InputError(f"extra metadata may not be called {', '.join(sorted(set(m.extra) & set(_DEFAULTS)))}")
 
 
-def _make_opening(m: Metadata, layout: _Layout) -> _Opening:
+def _make_opening(m: Metadata, layout: _Layout, salt: int = 0) -> _Opening:
     text = _header_json(m, layout)
     body = _deflate(text, DICTIONARY)
     if len(text) > min(MAX_HEADER, 65536 + 64 * len(body)):
         raise InputError(f"{len(text)} bytes of metadata are more than a header holds")
-    chunk = _chunk(b"H", _varint(len(text)), body, crc32c(_PREAMBLE))
-    return _Opening(m, layout, chunk, struct.unpack("<I", chunk[-4:])[0])
+    chunk = _chunk(b"H", _varint(len(text)) + struct.pack("<I", salt), body, crc32c(_PREAMBLE))
+    return _Opening(m, layout, chunk, salt, struct.unpack("<I", chunk[-4:])[0])
 
 # %% ../../nbs/08_coding.container.ipynb #0ddc2fc6
 def create_stream(
@@ -1330,12 +1339,12 @@ def create_stream(
     opening = _make_opening(metadata, _Layout(np.dtype(dtype), named, sets, key))
     _block_samples(block_samples, opening.layout, metadata.sampling_rate)
     with ExitStack() as stack:
-        is_path = isinstance(target, str | os.PathLike)
         file = (
             stack.enter_context(_part_file(Path(target), resume)) if isinstance(target, str | os.PathLike) else target
         )
         log = _Log(file, opening, stack)
-        log.resume() if resume and is_path else log.begin()
+        if resume and file is not target:
+            log.resume()
         log.stack = stack.pop_all()
     return Writer(log, codecs, block_samples, certify, executor)
 

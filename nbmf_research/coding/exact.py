@@ -31,11 +31,12 @@ from ..core import InputError, NbmfError, Registry, StreamError, atomic_path
 # %% auto #0
 __all__ = ['Ints', 'Floor', 'A', 'LIMIT', 'FACTOR', 'WIDE', 'MAX_SHIFT', 'LAYERS', 'GATE_SPAN', 'STATE', 'VIEW', 'GATE_IN',
            'GATE_OUT', 'STATE_GRID', 'VIEW_GRID', 'FORMAT', 'ExactnessError', 'Span', 'as_integers', 'half', 'affine',
-           'ExactModule', 'refuse_overflow', 'ExactRequantise', 'ExactTable', 'look_up', 'Geometry', 'ExactConv1d',
-           'ExactLinear', 'gru_step', 'gru_scan', 'ExactGRU', 'exact_arithmetic', 'known_input', 'answer_hash',
-           'ExactSequential', 'Grid', 'straight', 'straight_floor', 'finest', 'Twin', 'magnitudes', 'scaled',
-           'TwinConv1d', 'TwinLinear', 'make_table', 'straight_look_up', 'TwinTable', 'TwinGRU', 'TwinSequential',
-           'export', 'model_hash', 'to_bytes', 'from_bytes', 'save_exact', 'load_exact']
+           'ExactModule', 'refuse_overflow', 'ExactRequantise', 'ExactTable', 'look_up', 'Geometry', 'views', 'unfold',
+           'weight_matrix', 'interleave', 'ExactProduct', 'ExactConv1d', 'ExactLinear', 'gru_step', 'gru_scan',
+           'gru_reference', 'ExactGRU', 'exact_arithmetic', 'Chain', 'known_input', 'answer_hash', 'answers', 'reach',
+           'check_input', 'ExactSequential', 'Grid', 'straight', 'straight_floor', 'finest', 'Twin', 'magnitudes',
+           'scaled', 'TwinProduct', 'TwinConv1d', 'TwinLinear', 'make_table', 'straight_look_up', 'TwinTable',
+           'TwinGRU', 'TwinSequential', 'export', 'model_hash', 'to_bytes', 'from_bytes', 'save_exact', 'load_exact']
 
 # %% ../../nbs/05_coding.exact.ipynb #c2da32eb
 Ints: TypeAlias = NDArray[np.int64]
@@ -350,90 +351,53 @@ class Geometry:
         """Zeros before and after."""
         return ((self.taps - 1) * self.dilation, 0) if self.padding is None else (self.padding[0], self.padding[1])
 
-    def views(self, padded: A) -> list[A]:
-        """One view of the padded input (batch, channel, time) for each tap."""
-        steps = (padded.shape[-1] - (self.taps - 1) * self.dilation - 1) // self.stride + 1
-        if steps < 1:
-            raise InputError(
-                f"{padded.shape[-1]} samples are fewer than the {self.taps} taps reach over; give a longer input"
-            )
-        starts = range(0, self.taps * self.dilation, self.dilation)
-        return [padded[..., j : j + (steps - 1) * self.stride + 1 : self.stride] for j in starts]
+# %% ../../nbs/05_coding.exact.ipynb #c9da6e60
+def views(padded: A, g: Geometry) -> list[A]:
+    """One view of the padded input (batch, channel, time) for each tap; `InputError` if it is too short."""
+    steps = (padded.shape[-1] - (g.taps - 1) * g.dilation - 1) // g.stride + 1
+    if steps < 1:
+        raise InputError(f"{padded.shape[-1]} samples are fewer than the {g.taps} taps reach over; give a longer input")
+    return [
+        padded[..., j : j + (steps - 1) * g.stride + 1 : g.stride] for j in range(0, g.taps * g.dilation, g.dilation)
+    ]
 
-    def matrix(self, weight: NDArray[Any]) -> NDArray[Any]:
-        """Weights (outputs, channels, kernel) as the matrix (outputs * up, channels * taps)."""
-        phases = weight.reshape(self.outputs, self.channels, self.taps, self.up)
-        phases = phases[:, :, ::-1] if self.up > 1 else phases
-        return np.asarray(phases.transpose(0, 3, 1, 2).reshape(self.outputs * self.up, self.channels * self.taps))
 
-    def interleave(self, y: A) -> A:
-        """(batch, outputs * up, time) to (batch, outputs, time * up)."""
-        if self.up == 1:
-            return y
-        batch, time = y.shape[0], y.shape[-1]
-        return y.reshape(batch, self.outputs, self.up, time).swapaxes(2, 3).reshape(batch, self.outputs, time * self.up)
+def unfold(x: Tensor, g: Geometry) -> Tensor:
+    """(batch, channels, time) to (batch, channels * taps, steps): column t holds what output t sees."""
+    if g.taps == 1 and g.stride == 1 and g.pads == (0, 0):
+        return x
+    return torch.stack(views(functional.pad(x, g.pads), g), 2).flatten(1, 2)
 
-    def columns(self, x: Tensor) -> Tensor:
-        """Unfold (batch, channels, time) to (batch, channels * taps, steps)."""
-        if self.taps == 1 and self.stride == 1 and self.pads == (0, 0):
-            return x
-        return torch.stack(self.views(functional.pad(x, self.pads)), 2).flatten(1, 2)
+
+def weight_matrix(weight: NDArray[Any], g: Geometry) -> NDArray[Any]:
+    """Weights (outputs, channels, kernel) as the matrix (outputs * up, channels * taps) that multiplies the columns."""
+    phases = weight.reshape(g.outputs, g.channels, g.taps, g.up)
+    phases = phases[:, :, ::-1] if g.up > 1 else phases
+    return np.asarray(phases.transpose(0, 3, 1, 2).reshape(g.outputs * g.up, g.channels * g.taps))
+
+
+def interleave(y: A, g: Geometry) -> A:
+    """(batch, outputs * up, time) to (batch, outputs, time * up)."""
+    if g.up == 1:
+        return y
+    batch, time = y.shape[0], y.shape[-1]
+    return y.reshape(batch, g.outputs, g.up, time).swapaxes(2, 3).reshape(batch, g.outputs, time * g.up)
 
 # %% ../../nbs/05_coding.exact.ipynb #da463ee7
-@LAYERS.register("conv1d")
-class ExactConv1d(ExactModule):
-    """Convolution over time with requantisation: ``clip(floor((w * x + b + 2**(s-1)) * 2**-s))``.
-
-    Parameters
-    ----------
-    weight : array-like of int, shape (outputs, channels, kernel)
-        Within ±256; 8 bits as a rule. For ``up > 1`` as in a transposed convolution: output ``t * up + j`` sees input t with tap j.
-    bias, shift : array-like of int, shape (outputs,) or ()
-        Per channel; shifts of 0 to 24 (at least 8 if `wide`).
-    clip : (int, int), optional
-        Lowest and highest output; none gives the shifted sums.
-    wide : bool
-        Take 16-bit activations in two passes.
-    stride, dilation, padding, up
-        See `Geometry`.
-    """
+class ExactProduct(ExactModule):
+    """A matrix product with bias, shift and clip: its rows and its proof. Subclasses say how the input becomes columns."""
 
     weight: Tensor
     offset: Tensor
     scale: Tensor
-
-    def __init__(
-        self,
-        weight: ArrayLike,
-        bias: ArrayLike = 0,
-        shift: ArrayLike = 0,
-        clip: Sequence[int] | None = None,
-        wide: bool = False,
-        **geometry: Any,
-    ) -> None:
-        w = as_integers(weight, "weight")
-        if w.ndim != 3 or w.size == 0:
-            raise InputError(f"weight has the shape {w.shape}, expected (outputs, channels, kernel)")
-        rows = [
-            np.broadcast_to(as_integers(v, name), w.shape[:1]) for v, name in ((bias, "bias"), (_shift(shift), "shift"))
-        ]
-        super().__init__(weight=w, bias=rows[0], shift=rows[1])
-        self.geometry = Geometry(w.shape[1], w.shape[0], w.shape[2], **geometry)
-        self.channels, self.outputs = w.shape[1], w.shape[0]
-        self.clip, self.wide = None if clip is None else _span(clip), bool(wide)
-        matrix, offset, shifts = self.rows()
-        self.carry(weight=matrix, offset=offset, scale=np.ldexp(1.0, -shifts))
+    geometry: Geometry
+    clip: Span | None
+    wide: bool
 
     def rows(self) -> tuple[Ints, Ints, Ints]:
         """Matrix, offset and shift of each row of the product (outputs * up)."""
         per_row = [np.repeat(self.ints[k], self.geometry.up) for k in ("bias", "shift")]
-        return self.geometry.matrix(self.ints["weight"]), per_row[0] + half(per_row[1]), per_row[1]
-
-    def settings(self) -> dict[str, Any]:
-        """Clip, passes and geometry."""
-        g = self.geometry
-        shape = {"stride": g.stride, "dilation": g.dilation, "padding": g.padding and list(g.padding), "up": g.up}
-        return {"clip": self.clip and list(self.clip), "wide": self.wide} | shape
+        return weight_matrix(self.ints["weight"], self.geometry), per_row[0] + half(per_row[1]), per_row[1]
 
     def bound(self, span: Span) -> Ints:
         """The larger of the passes, per row: ``sum|w| * max|x| + |offset|``."""
@@ -469,22 +433,69 @@ class ExactConv1d(ExactModule):
             least, most = np.clip(least, *self.clip), np.clip(most, *self.clip)
         return Span(int(least.min()), int(most.max()))
 
+# %% ../../nbs/05_coding.exact.ipynb #fb43d39b
+@LAYERS.register("conv1d")
+class ExactConv1d(ExactProduct):
+    """Convolution over time with requantisation: ``clip(floor((w * x + b + 2**(s-1)) * 2**-s))``.
+
+    Parameters
+    ----------
+    weight : array-like of int, shape (outputs, channels, kernel)
+        Within ±256; 8 bits as a rule. For ``up > 1`` as in a transposed convolution: output ``t * up + j`` sees input t with tap j.
+    bias, shift : array-like of int, shape (outputs,) or ()
+        Per channel; shifts of 0 to 24 (at least 8 if `wide`).
+    clip : (int, int), optional
+        Lowest and highest output; none gives the shifted sums.
+    wide : bool
+        Take 16-bit activations in two passes.
+    stride, dilation, padding, up
+        See `Geometry`.
+    """
+
+    def __init__(
+        self,
+        weight: ArrayLike,
+        bias: ArrayLike = 0,
+        shift: ArrayLike = 0,
+        clip: Sequence[int] | None = None,
+        wide: bool = False,
+        **geometry: Any,
+    ) -> None:
+        w = as_integers(weight, "weight")
+        if w.ndim != 3 or w.size == 0:
+            raise InputError(f"weight has the shape {w.shape}, expected (outputs, channels, kernel)")
+        rows = [
+            np.broadcast_to(as_integers(v, name), w.shape[:1]) for v, name in ((bias, "bias"), (_shift(shift), "shift"))
+        ]
+        super().__init__(weight=w, bias=rows[0], shift=rows[1])
+        self.geometry = Geometry(w.shape[1], w.shape[0], w.shape[2], **geometry)
+        self.channels, self.outputs = w.shape[1], w.shape[0]
+        self.clip, self.wide = None if clip is None else _span(clip), bool(wide)
+        matrix, offset, shifts = self.rows()
+        self.carry(weight=matrix, offset=offset, scale=np.ldexp(1.0, -shifts))
+
+    def settings(self) -> dict[str, Any]:
+        """Clip, passes and geometry."""
+        g = self.geometry
+        shape = {"stride": g.stride, "dilation": g.dilation, "padding": g.padding and list(g.padding), "up": g.up}
+        return {"clip": self.clip and list(self.clip), "wide": self.wide} | shape
+
     def forward(self, x: Tensor) -> Tensor:
         """Unfold, multiply, shift, clip, interleave."""
-        columns = self.geometry.columns(x)
-        return self.geometry.interleave(
-            affine(columns, self.weight, self.offset, self.scale, clip=self.clip, wide=self.wide)
+        columns = unfold(x, self.geometry)
+        return interleave(
+            affine(columns, self.weight, self.offset, self.scale, clip=self.clip, wide=self.wide), self.geometry
         )
 
     def reference(self, x: Ints) -> Ints:
         """The same in integers; 16-bit activations need no second pass here."""
         matrix, offset, shift = self.rows()
-        views = self.geometry.views(np.pad(x, ((0, 0), (0, 0), self.geometry.pads)))
-        columns = np.stack(views, 2).reshape(x.shape[0], matrix.shape[1], -1)
+        seen = views(np.pad(x, ((0, 0), (0, 0), self.geometry.pads)), self.geometry)
+        columns = np.stack(seen, 2).reshape(x.shape[0], matrix.shape[1], seen[0].shape[-1])
         out = (matrix @ columns + offset[:, None]) >> shift[:, None]
-        return self.geometry.interleave(np.asarray(out if self.clip is None else np.clip(out, *self.clip)))
+        return interleave(np.asarray(out if self.clip is None else np.clip(out, *self.clip)), self.geometry)
 
-
+# %% ../../nbs/05_coding.exact.ipynb #76de226f
 @LAYERS.register("linear")
 class ExactLinear(ExactConv1d):
     """Linear layer at each time step; `weight` (outputs, channels), the other parameters as for `ExactConv1d`."""
@@ -555,13 +566,39 @@ def gru_scan(
 ) -> Tensor:
     """Run `gru_step` over the time axis of `acc` (batch, 3 * hidden, time) from a state of zeros; gives the 8-bit views (batch, hidden, time)."""
     state = acc.new_zeros(acc.shape[0], recurrent.shape[1])
-    views = []
+    seen = []
     for t in range(acc.shape[-1]):
         state = gru_step(acc[..., t], state, recurrent, scale, gate, candidate, floor)
-        views.append(floor((state + 64) * 2**-7))
-    return torch.stack(views, -1)
+        seen.append(floor((state + 64) * 2**-7))
+    return torch.stack(seen, -1)
 
 # %% ../../nbs/05_coding.exact.ipynb #7e438c95
+def gru_reference(p: dict[str, Ints], x: Ints) -> Ints:
+    """The recurrent cell in numpy int64: parameters as in `ExactGRU.ints`, `x` (batch, channels, time), gives (batch, hidden, time)."""
+    n = 2 * p["recurrent"].shape[1]
+    acc = (p["weight"] @ x) + (p["bias"] + half(p["shift"]))[:, None]
+    state, out = np.zeros((x.shape[0], n // 2), np.int64), np.zeros((x.shape[0], n // 2, x.shape[-1]), np.int64)
+    for t in range(x.shape[-1]):
+        view = (state + 64) >> 7
+        both = np.clip((acc[:, :n, t] + view @ p["recurrent"][:n].T) >> p["shift"][:n], *GATE_SPAN) - GATE_SPAN.lo
+        r, z = np.split(p["gate"][both], 2, 1)
+        inner = acc[:, n:, t] + ((r * view + 128) >> 8) @ p["recurrent"][n:].T
+        new = p["candidate"][np.clip(inner >> p["shift"][n:], *GATE_SPAN) - GATE_SPAN.lo]
+        state = (z * state + (256 - z) * new + 128) >> 8
+        out[..., t] = (state + 64) >> 7
+    return out
+
+
+def _check_cell(p: dict[str, Ints]) -> None:
+    rows, hidden = p["recurrent"].shape if p["recurrent"].ndim == 2 else (0, 0)
+    shapes = {"bias": (rows,), "shift": (rows,), "gate": (4096,), "candidate": (4096,)}
+    fits = p["weight"].ndim == 2 and p["weight"].shape[0] == rows == 3 * hidden > 0 and p["weight"].size > 0
+    if not fits or any(p[k].shape != shape for k, shape in shapes.items()):
+        raise InputError(f"the shapes of a recurrent cell do not fit: { ({k: v.shape for k, v in p.items()}) }")
+    if p["gate"].min() < 0 or p["gate"].max() > 256 or np.abs(p["candidate"]).max() > STATE:
+        raise InputError("gate tables hold 0..256, candidate tables -2**14..2**14")
+
+# %% ../../nbs/05_coding.exact.ipynb #1a90e0fc
 @LAYERS.register("gru")
 class ExactGRU(ExactModule):
     """Gated recurrent cell over time: 15-bit state, 8-bit products and outputs.
@@ -598,25 +635,8 @@ class ExactGRU(ExactModule):
             weight=weight, recurrent=recurrent, bias=bias, shift=_shift(shift), gate=gate, candidate=candidate
         )
         p = self.ints
-        rows, hidden = p["recurrent"].shape if p["recurrent"].ndim == 2 else (0, 0)
-        expected = {
-            "weight": (rows, *p["weight"].shape[1:2]),
-            "bias": (rows,),
-            "shift": (rows,),
-            "gate": (4096,),
-            "candidate": (4096,),
-        }
-        if (
-            rows != 3 * hidden
-            or not hidden
-            or not p["weight"].size
-            or any(p[k].shape != s or p[k].ndim != len(s) for k, s in expected.items())
-            or p["weight"].ndim != 2
-        ):
-            raise InputError(f"the shapes of a recurrent cell do not fit: { ({k: v.shape for k, v in p.items()}) }")
-        if p["gate"].min() < 0 or p["gate"].max() > 256 or np.abs(p["candidate"]).max() > STATE:
-            raise InputError("gate tables hold 0..256, candidate tables -2**14..2**14")
-        self.channels, self.outputs = p["weight"].shape[1], hidden
+        _check_cell(p)
+        self.channels, self.outputs = p["weight"].shape[1], p["recurrent"].shape[1]
         self.carry(
             weight=p["weight"], u=p["recurrent"], offset=p["bias"] + half(p["shift"]), scale=np.ldexp(1.0, -p["shift"])
         )
@@ -655,18 +675,7 @@ class ExactGRU(ExactModule):
 
     def reference(self, x: Ints) -> Ints:
         """The same in integers."""
-        p, n = self.ints, 2 * self.ints["recurrent"].shape[1]
-        acc = (p["weight"] @ x) + (p["bias"] + half(p["shift"]))[:, None]
-        state, out = np.zeros((x.shape[0], n // 2), np.int64), np.zeros((x.shape[0], n // 2, x.shape[-1]), np.int64)
-        for t in range(x.shape[-1]):
-            view = (state + 64) >> 7
-            both = np.clip((acc[:, :n, t] + view @ p["recurrent"][:n].T) >> p["shift"][:n], *GATE_SPAN) - GATE_SPAN.lo
-            r, z = np.split(p["gate"][both], 2, 1)
-            inner = acc[:, n:, t] + ((r * view + 128) >> 8) @ p["recurrent"][n:].T
-            new = p["candidate"][np.clip(inner >> p["shift"][n:], *GATE_SPAN) - GATE_SPAN.lo]
-            state = (z * state + (256 - z) * new + 128) >> 8
-            out[..., t] = (state + 64) >> 7
-        return out
+        return gru_reference(self.ints, x)
 
 # %% ../../nbs/05_coding.exact.ipynb #0b594626
 @contextmanager
@@ -711,35 +720,8 @@ def _set_precision(values: list[tuple[Any, str]], tf32: bool | None) -> None:
         torch.backends.cuda.matmul.allow_tf32 = tf32
 
 # %% ../../nbs/05_coding.exact.ipynb #13b4d544
-def known_input(shape: tuple[int, ...], span: Span) -> Ints:
-    """The input of the self-test: the same integers everywhere and for ever.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        (4, channel, time). Row 0 is pseudo-random (SHAKE-256), row 1 the highest value, row 2 the lowest, row 3 alternates.
-    span : Span
-        Lowest and highest value.
-
-    Returns
-    -------
-    ndarray of int64
-    """
-    n = int(np.prod(shape))
-    words = np.frombuffer(hashlib.shake_256(f"nbmf exact {n}".encode()).digest(4 * n), "<u4").astype(np.int64)
-    x = (span.lo + words % (span.hi - span.lo + 1)).reshape(shape)
-    x[1], x[2], x[3] = span.hi, span.lo, span.lo
-    x[3, ..., ::2] = span.hi
-    return x
-
-
-def answer_hash(*outputs: Ints) -> str:
-    """SHA-256 of integers as little-endian int32 words, one array after the other."""
-    return hashlib.sha256(b"".join(y.astype("<i4").tobytes() for y in outputs)).hexdigest()
-
-
-class ExactSequential(ExactModule):
-    """A chain of exact layers with its proof.
+class Chain(ExactModule):
+    """Layers in a row, their proof and their arithmetic, without any check at run time; `ExactSequential` is what to use.
 
     Parameters
     ----------
@@ -747,39 +729,14 @@ class ExactSequential(ExactModule):
         Chains inside are flattened.
     span : (int, int)
         Lowest and highest input that the proof is made for.
-    exponents : (int, int)
-        What the integers mean: real input = integer * 2**-exponents[0], real output = integer * 2**-exponents[1].
-    answers : sequence of (shape, sha256), optional
-        Known answers of a saved network; made by the reference when first needed.
-
-    Attributes
-    ----------
-    spans : list of Span
-        Of the input and of each layer's output.
-    fallback : bool
-        True if a self-test failed: then the reference does the work.
-
-    Raises
-    ------
-    InputError
-        If a partial sum could leave exact arithmetic: the message names layer and channel. Or if layers do not fit together.
     """
 
-    def __init__(
-        self,
-        layers: Sequence[ExactModule],
-        span: Sequence[int],
-        exponents: Sequence[int] = (0, 0),
-        answers: Sequence[tuple[Sequence[int], str]] | None = None,
-    ) -> None:
+    def __init__(self, layers: Sequence[ExactModule], span: Sequence[int]) -> None:
         super().__init__()
-        flat = [part for layer in layers for part in (layer.layers if isinstance(layer, ExactSequential) else [layer])]
-        self.layers: list[ExactModule] = flat
-        self.parts = nn.ModuleList(flat)
-        self.exponents = (int(exponents[0]), int(exponents[1]))
-        self.answers = None if answers is None else [(tuple(int(n) for n in shape), str(sha)) for shape, sha in answers]
-        self.fallback = False
-        self._tested: set[tuple[str, torch.dtype]] = set()
+        self.layers: list[ExactModule] = [
+            part for layer in layers for part in (layer.layers if isinstance(layer, Chain) else [layer])
+        ]
+        self.parts = nn.ModuleList(self.layers)
         self._fit_channels()
         self.spans = self._walk(_span(span))
 
@@ -813,6 +770,136 @@ class ExactSequential(ExactModule):
         """Per layer: the largest partial sum that each channel can reach."""
         return [layer.bound(span) for layer, (span, _) in zip(self.layers, pairwise(self.spans))]
 
+    def compute(self, x: Tensor) -> Tensor:
+        """`forward` without checks."""
+        flat = x.ndim == 2
+        y = x.unsqueeze(-1) if flat else x
+        with exact_arithmetic(x.device.type):
+            for layer in self.layers:
+                y = layer(y)
+        return y.squeeze(-1) if flat else y
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`compute`."""
+        return self.compute(x)
+
+    def reference(self, x: Ints) -> Ints:
+        """The same integers by numpy int64 alone."""
+        y = x[..., None] if x.ndim == 2 else x
+        for layer in self.layers:
+            y = layer.reference(y)
+        return np.asarray(y[..., 0] if x.ndim == 2 else y)
+
+# %% ../../nbs/05_coding.exact.ipynb #a13aa242
+def known_input(shape: tuple[int, ...], span: Span) -> Ints:
+    """The input of the self-test: the same integers everywhere and for ever.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (4, channel, time). Row 0 is pseudo-random (SHAKE-256), row 1 the highest value, row 2 the lowest, row 3 alternates.
+    span : Span
+        Lowest and highest value.
+
+    Returns
+    -------
+    ndarray of int64
+    """
+    n = int(np.prod(shape))
+    words = np.frombuffer(hashlib.shake_256(f"nbmf exact {n}".encode()).digest(4 * n), "<u4").astype(np.int64)
+    x = (span.lo + words % (span.hi - span.lo + 1)).reshape(shape)
+    x[1], x[2], x[3] = span.hi, span.lo, span.lo
+    x[3, ..., ::2] = span.hi
+    return x
+
+
+def answer_hash(*outputs: Ints) -> str:
+    """SHA-256 of integers as little-endian int32 words, one array after the other."""
+    return hashlib.sha256(b"".join(y.astype("<i4").tobytes() for y in outputs)).hexdigest()
+
+
+def answers(net: Chain, shape: tuple[int, ...], home: Tensor | None = None) -> str:
+    """Hash of the outputs of all layers for `known_input`: by the layers where `home` lies (device and dtype), or by the reference if it is None."""
+    x, outputs = known_input(shape, net.spans[0]), []
+    if home is None:
+        for layer in net.layers:
+            x = layer.reference(x)
+            outputs.append(x)
+        return answer_hash(*outputs)
+    y = torch.from_numpy(x).to(home.device, home.dtype)
+    with exact_arithmetic(home.device.type):
+        for layer in net.layers:
+            y = layer(y)
+            outputs.append(y.cpu().numpy().astype(np.int64))
+    return answer_hash(*outputs)
+
+
+def reach(net: Chain) -> int:
+    """Input samples that one output sample depends on through the convolutions."""
+    n = 1
+    for layer in reversed(net.layers):
+        if isinstance(layer, ExactConv1d):
+            g = layer.geometry
+            n = -(-n // g.up) * g.stride + (g.taps - 1) * g.dilation
+    return n
+
+
+def check_input(net: Chain, x: Tensor) -> None:
+    """Refuse inputs that the proof of `net` does not cover: wrong dtype or shape, not whole, out of range (`InputError`)."""
+    dtype = next((b.dtype for b in net.buffers()), x.dtype)
+    if x.dtype != dtype or x.dtype not in (torch.float32, torch.float64):
+        raise InputError(
+            f"the input is {x.dtype}, the network {dtype}; an exact network takes float32 tensors (float64 after .double())"
+        )
+    if x.ndim not in (2, 3) or net.channels not in (None, x.shape[1]):
+        raise InputError(
+            f"the input has the shape {tuple(x.shape)}, expected (batch, {net.channels or 'channel'}, time)"
+        )
+    lo, hi = net.spans[0]
+    if x.numel() and not (bool((x == torch.floor(x)).all()) and float(x.amin()) >= lo and float(x.amax()) <= hi):
+        raise InputError(
+            f"the input must hold whole numbers in [{lo}, {hi}], the range that the proof is made for; quantise and clamp it"
+        )
+
+# %% ../../nbs/05_coding.exact.ipynb #062967f2
+class ExactSequential(Chain):
+    """A network of exact layers: proven when made, self-tested when first used, checking what it is given.
+
+    Parameters
+    ----------
+    layers, span
+        As for `Chain`.
+    exponents : (int, int)
+        What the integers mean: real input = integer * 2**-exponents[0], real output = integer * 2**-exponents[1].
+    known : sequence of (shape, sha256), optional
+        Known answers of a saved network; made by the reference when first needed.
+
+    Attributes
+    ----------
+    spans : list of Span
+        Of the input and of each layer's output.
+    fallback : bool
+        True if a self-test failed: then the reference does the work.
+
+    Raises
+    ------
+    InputError
+        If a partial sum could leave exact arithmetic: the message names layer and channel. Or if layers do not fit together.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[ExactModule],
+        span: Sequence[int],
+        exponents: Sequence[int] = (0, 0),
+        known: Sequence[tuple[Sequence[int], str]] | None = None,
+    ) -> None:
+        super().__init__(layers, span)
+        self.exponents = (int(exponents[0]), int(exponents[1]))
+        self.known = None if known is None else [(tuple(int(n) for n in shape), str(sha)) for shape, sha in known]
+        self.fallback = False
+        self._tested: set[tuple[str, torch.dtype]] = set()
+
     def forward(self, x: Tensor) -> Tensor:
         """Integers out for integers in; (batch, channel, time), or (batch, channel) for one time step.
 
@@ -823,7 +910,7 @@ class ExactSequential(ExactModule):
         """
         if _tracing():
             return self.compute(x)
-        self.check(x)
+        check_input(self, x)
         if (x.device.type, x.dtype) not in self._tested:
             self.selftest()
         if self.fallback:
@@ -831,59 +918,10 @@ class ExactSequential(ExactModule):
             return torch.from_numpy(out).to(x.device, x.dtype)
         return self.compute(x.detach())
 
-    def compute(self, x: Tensor) -> Tensor:
-        """`forward` without checks."""
-        flat = x.ndim == 2
-        y = x.unsqueeze(-1) if flat else x
-        with exact_arithmetic(x.device.type):
-            for layer in self.layers:
-                y = layer(y)
-        return y.squeeze(-1) if flat else y
-
-    def reference(self, x: Ints) -> Ints:
-        """The same integers by numpy int64 alone."""
-        y = x[..., None] if x.ndim == 2 else x
-        for layer in self.layers:
-            y = layer.reference(y)
-        return np.asarray(y[..., 0] if x.ndim == 2 else y)
-
-    def check(self, x: Tensor) -> None:
-        """Refuse inputs that the proof does not cover."""
-        dtype = next((b.dtype for b in self.buffers()), x.dtype)
-        if x.dtype != dtype or x.dtype not in (torch.float32, torch.float64):
-            raise InputError(
-                f"the input is {x.dtype}, the network {dtype}; an exact network takes float32 tensors (float64 after .double())"
-            )
-        if x.ndim not in (2, 3) or self.channels not in (None, x.shape[1]):
-            raise InputError(
-                f"the input has the shape {tuple(x.shape)}, expected (batch, {self.channels or 'channel'}, time)"
-            )
-        lo, hi = self.spans[0]
-        if x.numel() and not (bool((x == torch.floor(x)).all()) and float(x.amin()) >= lo and float(x.amax()) <= hi):
-            raise InputError(
-                f"the input must hold whole numbers in [{lo}, {hi}], the range that the proof is made for; quantise and clamp it"
-            )
-
     def selftest(self, strict: bool = False) -> bool:
-        """Compute the known answers on the present device and dtype.
-
-        Parameters
-        ----------
-        strict : bool
-            Raise instead of warning and falling back to the reference.
-
-        Returns
-        -------
-        bool
-            Whether this machine computes the right integers.
-
-        Raises
-        ------
-        ExactnessError
-            If it does not, and `strict`.
-        """
+        """Whether the known answers come out on the present device and dtype; if not, raise `ExactnessError` if `strict`, else warn and fall back."""
         home = next(iter(self.buffers()), torch.zeros(0))
-        wrong = [shape for shape, sha in self.known_answers() if self._answer(shape, home) != sha]
+        wrong = [shape for shape, sha in self.known_answers() if answers(self, shape, home) != sha]
         self._tested.add((home.device.type, home.dtype))
         self.fallback = bool(wrong)
         if wrong and strict:
@@ -896,36 +934,12 @@ class ExactSequential(ExactModule):
             )
         return not wrong
 
-    def _answer(self, shape: tuple[int, ...], home: Tensor) -> str:
-        y = torch.from_numpy(known_input(shape, self.spans[0])).to(home.device, home.dtype)
-        outputs = []
-        with exact_arithmetic(home.device.type):
-            for layer in self.layers:
-                y = layer(y)
-                outputs.append(y.cpu().numpy().astype(np.int64))
-        return answer_hash(*outputs)
-
     def known_answers(self) -> list[tuple[tuple[int, ...], str]]:
         """Shapes and hashes of the self-test, made by the reference when first asked for."""
-        if self.answers is None:
-            shapes = [(4, self.channels or 3, steps) for steps in self._test_lengths()]
-            self.answers = [(s, self._right_answer(s)) for s in shapes]
-        return self.answers
-
-    def _right_answer(self, shape: tuple[int, ...]) -> str:
-        y, outputs = known_input(shape, self.spans[0]), []
-        for layer in self.layers:
-            y = layer.reference(y)
-            outputs.append(y)
-        return answer_hash(*outputs)
-
-    def _test_lengths(self) -> tuple[int, int]:
-        reach = 1
-        for layer in reversed(self.layers):
-            if isinstance(layer, ExactConv1d):
-                g = layer.geometry
-                reach = -(-reach // g.up) * g.stride + (g.taps - 1) * g.dilation
-        return reach + 12, reach + 129
+        if self.known is None:
+            shapes = [(4, self.channels or 3, reach(self) + more) for more in (12, 129)]
+            self.known = [(shape, answers(self, shape)) for shape in shapes]
+        return self.known
 
 # %% ../../nbs/05_coding.exact.ipynb #de7e981d
 @dataclass(frozen=True)
@@ -1000,9 +1014,9 @@ def scaled(values: Tensor, exponents: Ints, largest: int) -> Tensor:
     factor = torch.from_numpy(np.ldexp(1.0, exponents).astype(np.float32)).to(values.device)
     return straight_floor(values * factor.reshape(-1, *[1] * (values.ndim - 1)) + 0.5).clamp(-largest, largest)
 
-
-class TwinConv1d(Twin):
-    """Trainable `ExactConv1d`.
+# %% ../../nbs/05_coding.exact.ipynb #13ca8ffe
+class TwinProduct(Twin):
+    """Parameters of a trainable product, and the integers that they round to.
 
     Parameters
     ----------
@@ -1040,19 +1054,9 @@ class TwinConv1d(Twin):
         self.bias = nn.Parameter(torch.empty(outputs).uniform_(-reach, reach))
         self.peak: Tensor
         self.register_buffer("peak", torch.zeros(()))
-        order = self.geometry.matrix(np.arange(self.weight.numel()).reshape(self.weight.shape))
+        order = weight_matrix(np.arange(self.weight.numel()).reshape(self.weight.shape), self.geometry)
         self.order: Tensor
         self.register_buffer("order", torch.from_numpy(order.copy()), persistent=False)
-
-    def watch(self, columns: Tensor, grid: Grid) -> None:
-        """Follow the largest output by a running maximum that forgets slowly."""
-        with torch.no_grad():
-            y = (
-                torch.matmul(self.weight.flatten()[self.order], grid.real(columns))
-                + self.bias.repeat_interleave(self.geometry.up)[:, None]
-            )
-            seen = (y.amax() if self.clip.lo == 0 else y.abs().amax()).clamp_min(1e-6)
-            self.peak.copy_(torch.maximum(seen, self.peak * 0.99 + seen * 0.01))
 
     def exponents(self, grid: Grid) -> tuple[Ints, Grid]:
         """Weight exponent of each output channel, and the outputs' grid."""
@@ -1079,9 +1083,13 @@ class TwinConv1d(Twin):
             out,
         )
 
+# %% ../../nbs/05_coding.exact.ipynb #a51b17e8
+class TwinConv1d(TwinProduct):
+    """Trainable `ExactConv1d`; parameters as for `TwinProduct`."""
+
     def forward(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
         """See `Twin`."""
-        columns = self.geometry.columns(x)
+        columns = unfold(x, self.geometry)
         if self.training:
             self.watch(columns, grid)
         weight, bias, shift, out = self.parts(grid)
@@ -1092,7 +1100,17 @@ class TwinConv1d(Twin):
         )
         matrix, offset = weight.flatten()[self.order], bias.repeat_interleave(up) + add
         y = affine(columns, matrix, offset, scale, clip=out.span, wide=grid.span.peak > FACTOR, floor=straight_floor)
-        return self.geometry.interleave(y), out
+        return interleave(y, self.geometry), out
+
+    def watch(self, columns: Tensor, grid: Grid) -> None:
+        """Follow the largest output by a running maximum that forgets slowly."""
+        with torch.no_grad():
+            y = (
+                torch.matmul(self.weight.flatten()[self.order], grid.real(columns))
+                + self.bias.repeat_interleave(self.geometry.up)[:, None]
+            )
+            seen = (y.amax() if self.clip.lo == 0 else y.abs().amax()).clamp_min(1e-6)
+            self.peak.copy_(torch.maximum(seen, self.peak * 0.99 + seen * 0.01))
 
     def exact(self, grid: Grid) -> tuple[ExactConv1d, Grid]:
         """See `Twin`."""
@@ -1142,7 +1160,7 @@ def straight_look_up(function: Floor, source: Grid, target: Grid, x: Tensor) -> 
 def _cached_table(function: Floor, source: Grid, target: Grid) -> Tensor:
     return torch.from_numpy(make_table(function, source, target)).float()
 
-
+# %% ../../nbs/05_coding.exact.ipynb #5eb21037
 class TwinTable(Twin):
     """Trainable network's view of an `ExactTable`.
 
@@ -1166,7 +1184,7 @@ class TwinTable(Twin):
         """See `Twin`."""
         return ExactTable(make_table(self.function, grid, self.target), grid.lo), self.target
 
-
+# %% ../../nbs/05_coding.exact.ipynb #b3035fbd
 GATE_IN = Grid(8, *GATE_SPAN)
 GATE_OUT = Grid(8, 0, 256)
 STATE_GRID = Grid(14, -STATE, STATE)
@@ -1259,7 +1277,7 @@ def export(twin: TwinSequential) -> ExactSequential:
     Parameters
     ----------
     twin : TwinSequential
-        Trained; put it into ``eval()`` before comparing outputs, because in training the grids still move.
+        Trained; in evaluation mode when outputs are compared, because in training the grids still move.
 
     Returns
     -------
@@ -1337,7 +1355,7 @@ def to_bytes(net: ExactSequential) -> bytes:
         {k: _narrow(a) for k, a in _arrays(net).items()}, {"nbmf_exact": json.dumps(manifest, sort_keys=True)}
     )
 
-
+# %% ../../nbs/05_coding.exact.ipynb #25b2c1c7
 def from_bytes(data: bytes, *, strict: bool = False) -> ExactSequential:
     """Rebuild, prove and self-test a network.
 
@@ -1390,7 +1408,7 @@ def _parse(data: bytes) -> tuple[ExactSequential, str]:
         layers.append(LAYERS.create(part["kind"], **ints, **part["settings"]))
     return ExactSequential(layers, manifest["span"], manifest["exponents"], manifest["answers"]), manifest["sha256"]
 
-
+# %% ../../nbs/05_coding.exact.ipynb #b0f81fb0
 def save_exact(net: ExactSequential, path: str | os.PathLike[str]) -> str:
     """Write a network atomically.
 

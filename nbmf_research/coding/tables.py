@@ -238,6 +238,25 @@ def _uniform(width: int) -> Any:
     return constriction.stream.model.Uniform(1 << width)
 
 
+def _write_golomb(coder: Any, number: int) -> None:
+    """Append an Exp-Golomb number: as many ones as it has digits behind the first, a zero, those digits."""
+    digits = [int(b) for b in f"{number + 1:b}"]
+    coder.encode(np.array([1] * (len(digits) - 1) + [0] + digits[1:], np.int32), _uniform(1))
+
+
+def _read_golomb(coder: Any) -> int:
+    """Read what `_write_golomb` wrote."""
+    digits = 0
+    while coder.decode(_uniform(1)):
+        digits += 1
+        if digits > 33:
+            raise ValueError("an escaped value is larger than any that can be coded")
+    number = 1
+    for bit in coder.decode(_uniform(1), digits).tolist():
+        number = 2 * number + bit
+    return number - 1
+
+# %% ../../nbs/06_coding.tables.ipynb #fcda0c6a
 class TableEncoder:
     """Collects integers into a range-coded stream; `TableDecoder` reads them back in the same batches."""
 
@@ -274,14 +293,13 @@ class TableEncoder:
         if width:
             self._coder.encode((v & ((1 << width) - 1)).astype(np.int32), _uniform(width))
         for e in _excess(v, s)[symbols == 2 * _LIMIT[s[0]] + 1].tolist():
-            digits = [int(b) for b in f"{e + 1:b}"]
-            self._coder.encode(np.array([1] * (len(digits) - 1) + [0] + digits[1:], np.int32), _uniform(1))
+            _write_golomb(self._coder, e)
 
     def finish(self) -> bytes:
         """Return the stream: little-endian 32-bit words."""
         return bytes(self._coder.get_compressed().astype("<u4").tobytes())
 
-# %% ../../nbs/06_coding.tables.ipynb #fcda0c6a
+# %% ../../nbs/06_coding.tables.ipynb #265ccd4e
 class TableDecoder:
     """Reads a `TableEncoder`'s stream.
 
@@ -339,21 +357,9 @@ class TableDecoder:
         high = symbols.astype(np.int64) - limit
         low = self._coder.decode(_uniform(width), n) if width else 0
         for i in np.flatnonzero(symbols == 2 * limit + 1):
-            e = self._golomb()
+            e = _read_golomb(self._coder)
             high[i] = (limit + 1 + e // 2) * (-1 if e % 2 else 1)
         return np.asarray((high << width) + low)
-
-    def _golomb(self) -> int:
-        """Read one Exp-Golomb number."""
-        digits = 0
-        while self._coder.decode(_uniform(1)):
-            digits += 1
-            if digits > 33:
-                raise ValueError("an escaped value is larger than any that can be coded")
-        number = 1
-        for bit in self._coder.decode(_uniform(1), digits).tolist():
-            number = 2 * number + bit
-        return number - 1
 
     def finish(self) -> None:
         """Check that the stream ends here; a stream that goes on raises `StreamError`."""

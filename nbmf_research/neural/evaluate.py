@@ -153,14 +153,14 @@ def _check_promise(codec: Codec, x: NDArray[Any], y: NDArray[Any]) -> None:
         raise NbmfError(f"{codec.name} broke its error bound: {max_error(x, y)} > {getattr(codec, codec.knob or '')}")
 
 
-KEPT = re.compile(r"band_power_error_|plv_(?!matrix)|spike_(f1|jitter|distance)")
+KEPT = re.compile(r"band_power_error_|plv_(?!matrix)|spike_f1_(0\.5|own|snr)|spike_count(?!_decoded)|spike_jitter_ms")
 
 
 def _features(x: xr.DataArray, y: NDArray[Any]) -> dict[str, float]:
     """Features of the decoded signal, by column names without dots; bands that hold nothing but rounding are left out."""
     floor = float(np.max(x.gain.values) ** 2 / (6 * x.attrs["sampling_rate"])) if x.dtype.kind in "iu" else 0.0
     report = feature_report(physical(x), physical(x.copy(data=y)), floor=floor)
-    return {name.replace(".", "_"): value for name, value in report.items() if KEPT.match(name)}
+    return {name.replace(".", "_"): float(f"{value:.5g}") for name, value in report.items() if KEPT.match(name)}
 
 
 def skipped(name: str, view: View, why: str) -> dict[str, Any]:

@@ -36,8 +36,8 @@ __all__ = ['Floats', 'WAVELET', 'FINENESS', 'MIN_SHIFT', 'MAX_SHIFT', 'PHASES', 
            'VERSION', 'CHUNK_SAMPLES', 'EXCERPT_SAMPLES', 'EXCERPT_ROWS', 'OFFSET_PARTS', 'MAX_PARAMETER', 'Bands',
            'dct_rows', 'dct_forward', 'dct_inverse', 'wavelet_rows', 'wavelet_forward', 'wavelet_inverse', 'Basis',
            'klt', 'round_basis', 'phases', 'contexts', 'reconstruction', 'magnitude_cost', 'quantise', 'dequantise',
-           'code_bands', 'decode_bands', 'TransformCodec', 'DCT', 'KLTDCT', 'Wavelet', 'KLTWavelet',
-           'rate_distortion_bound']
+           'code_bands', 'decode_bands', 'Trial', 'Transform', 'TransformCodec', 'DCT', 'KLTDCT', 'Wavelet',
+           'KLTWavelet', 'rate_distortion_bound']
 
 # %% ../../nbs/29_neural.transform.ipynb #665c8a67
 Floats = NDArray[np.float64]
@@ -289,7 +289,7 @@ def _band_mean(q: Ints, offset: int, channels: int, rows: int, step: int, c: int
         total += abs(q[offset + row * channels + c])
     return (total << _FRACTION) // ((rows + step - 1) // step)
 
-
+# %% ../../nbs/29_neural.transform.ipynb #f1b0f649
 @njit
 def _from_previous(q: Ints, rows: Ints, offset: Ints, channels: int, band: int, row: int, c: int, w: Ints) -> int:
     """What the one or two bands before say about this row, without their means."""
@@ -308,7 +308,7 @@ def _from_previous(q: Ints, rows: Ints, offset: Ints, channels: int, band: int, 
             m += w[6] * _magnitude(q, o + at * channels + c)
     return m
 
-
+# %% ../../nbs/29_neural.transform.ipynb #0bfd46e9
 @njit
 def contexts(
     q: Ints,
@@ -408,7 +408,7 @@ def _choose(x: float, costs: Floats, below: Floats, scale: int, weight: float) -
             best, bits, error = k, b, d * d
     return best, bits, error
 
-
+# %% ../../nbs/29_neural.transform.ipynb #4756932f
 @njit
 def quantise(
     x: Floats,
@@ -461,7 +461,7 @@ def quantise(
                 error[c] += e
     return q, scales, bits, error
 
-
+# %% ../../nbs/29_neural.transform.ipynb #b1722692
 def dequantise(q: Ints, scales: Ints) -> Floats:
     """Coefficients in steps from quantised ones and their tables."""
     magnitude = np.abs(q)
@@ -569,8 +569,8 @@ class _Centred(NamedTuple):
         parts = (self.part(*ends) for ends in _chunks(*self.x.shape))
         return np.asarray(sum(p.T @ p for p in parts) / len(self.x))
 
-
-class _Trial(NamedTuple):
+# %% ../../nbs/29_neural.transform.ipynb #8f87967b
+class Trial(NamedTuple):
     """Quantised coefficients with what they cost: bits, squared error and energy (in steps) by channel."""
 
     q: Ints
@@ -615,15 +615,15 @@ def _row_bits(shifts: Ints, channels: int) -> Floats:
     """About how many bits a component's row of the basis takes."""
     return np.asarray(channels * np.maximum(shifts - np.log2(channels) / 2 + 1.5, 1.0))
 
-# %% ../../nbs/29_neural.transform.ipynb #8f87967b
-class TransformCodec(Codec):
-    """Base of the transform codecs.
+# %% ../../nbs/29_neural.transform.ipynb #c11982a5
+class Transform(Codec):
+    """What a transform codec is made of: a transform over time, the weights of its contexts, a step.
 
     Parameters
     ----------
     step : float
-        Step of the quantiser in the input's units. Where most coefficients are larger, the root-mean-square error is about a third of it; far fewer bits than one a
-        sample come from steps above the signal's standard deviation.
+        Step of the quantiser in the input's units. Where most coefficients are larger, the root-mean-square error is about a
+        third of it; far fewer bits than one a sample come from steps above the signal's standard deviation.
     """
 
     kind = "lossy"
@@ -652,18 +652,68 @@ class TransformCodec(Codec):
     def inverse(self, c: Floats, n: int, channels: int, parameter: int) -> Floats:
         """Samples of flat coefficients."""
 
+    def trial(self, z: Floats, parameter: int) -> Trial:
+        """Transform and quantise components (time, component)."""
+        bands = Bands.of(self.rows(len(z), parameter), z.shape[1])
+        c = self.forward(z, parameter) / self.step
+        _in_steps(c[[np.abs(c).argmax()]])
+        start = scale_index(int(np.abs(c[: bands.rows[0] * bands.channels]).mean() * ONE))
+        q, scales, bits, error = quantise(c, *bands, start, self.weights, magnitude_cost(), reconstruction(), LAMBDA)
+        return Trial(q, scales, bands, start, bits, error, (c.reshape(-1, bands.channels) ** 2).sum(0))
+
+# %% ../../nbs/29_neural.transform.ipynb #23805c04
+def _plan(codec: Transform, y: _Centred) -> tuple[int, Basis | None]:
+    """Choose the transform's parameter and the spatial transform (None: channels as they are)."""
+    n, channels = y.x.shape
+    rows = min(n, max(EXCERPT_SAMPLES // channels, EXCERPT_ROWS))
+    e = y.part((n - rows) // 2, (n - rows) // 2 + rows)
+    options = codec.candidates(n)
+    parameter, score = _climb(options, lambda p: codec.trial(e, p).loss())
+    if not codec.spatial or channels == 1:
+        return parameter, None
+    vectors, variance = klt(y.covariance())
+    price = _row_bits(_shifts(variance, codec.step, FINENESS[1]), channels)
+    z = e @ vectors.T
+    p_klt, _ = _climb(options, lambda p: codec.trial(z, p).loss(price * (rows / n)))
+    keep = _worth(codec, y, vectors, p_klt, price)
+    if not keep.size:
+        return parameter, round_basis(vectors[:0], variance[:0], codec.step)
+    bases = {f: round_basis(vectors[keep], variance[keep], codec.step, f) for f in FINENESS}
+    fineness, s_klt = _climb(list(FINENESS), lambda f: _spatial_loss(codec, e, bases[f], p_klt, rows / n))
+    return (p_klt, bases[fineness]) if s_klt < score else (parameter, None)
+
+
+def _spatial_loss(codec: Transform, e: Floats, basis: Basis, parameter: int, share: float) -> float:
+    """Loss with a rounded basis: of its components, of what it leaves out, and this excerpt's share of its bits."""
+    z = e @ basis.analysis
+    left_out = ((e - z @ basis.synthesis) ** 2).sum() / codec.step**2
+    return codec.trial(z, parameter).loss() + float(left_out) + LAMBDA * 8 * len(basis.pack()) * share
+
+
+def _worth(codec: Transform, y: _Centred, vectors: Floats, parameter: int, price: Floats) -> NDArray[np.intp]:
+    """Components that repay their bits, in the whole recording."""
+    gain = -LAMBDA * price
+    for start, stop in _chunks(*y.x.shape):
+        t = codec.trial(y.part(start, stop) @ vectors.T, parameter)
+        gain += t.energy - t.error - LAMBDA * t.bits
+    return np.flatnonzero(gain > 0)
+
+# %% ../../nbs/29_neural.transform.ipynb #450aadf0
+class TransformCodec(Transform):
+    """Base of the transform codecs: what they have in common from samples to bytes and back."""
+
     def encode(self, x: Samples) -> bytes:
         """Choose, transform, quantise and code."""
         offsets = _in_steps(x.mean(0, dtype=np.float64) * OFFSET_PARTS / self.step)
         y = _Centred(x, np.asarray(offsets * (self.step / OFFSET_PARTS)))
-        parameter, basis = self._plan(y)
+        parameter, basis = _plan(self, y)
         kept = x.shape[1] if basis is None else len(basis.shifts)
         out = [_HEAD.pack(VERSION, self.step, parameter, basis is not None, kept), pack_ints(offsets)]
         out += [] if basis is None else [basis.pack()]
         for start, stop in _chunks(*x.shape) if kept else ():
             z = y.part(start, stop)
-            trial = self._trial(z if basis is None else z @ basis.analysis, parameter)
-            out.append(code_bands(trial.q, trial.scales, trial.bands, trial.start))
+            t = self.trial(z if basis is None else z @ basis.analysis, parameter)
+            out.append(code_bands(t.q, t.scales, t.bands, t.start))
         return b"".join(out)
 
     def decode(self, payload: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> Samples:
@@ -693,49 +743,6 @@ class TransformCodec(Codec):
         bands = Bands.of(self.rows(n, parameter), channels)
         q, scales, rest = decode_bands(stream, bands, self.weights)
         return self.inverse(dequantise(q, scales), n, channels, parameter), rest
-
-    def _trial(self, z: Floats, parameter: int) -> _Trial:
-        """Transform and quantise components."""
-        bands = Bands.of(self.rows(len(z), parameter), z.shape[1])
-        c = self.forward(z, parameter) / self.step
-        _in_steps(c[[np.abs(c).argmax()]])
-        start = scale_index(int(np.abs(c[: bands.rows[0] * bands.channels]).mean() * ONE))
-        q, scales, bits, error = quantise(c, *bands, start, self.weights, magnitude_cost(), reconstruction(), LAMBDA)
-        return _Trial(q, scales, bands, start, bits, error, (c.reshape(-1, bands.channels) ** 2).sum(0))
-
-    def _plan(self, y: _Centred) -> tuple[int, Basis | None]:
-        """Choose the transform's parameter and the spatial transform."""
-        n, channels = y.x.shape
-        rows = min(n, max(EXCERPT_SAMPLES // channels, EXCERPT_ROWS))
-        e = y.part((n - rows) // 2, (n - rows) // 2 + rows)
-        options = self.candidates(n)
-        parameter, score = _climb(options, lambda p: self._trial(e, p).loss())
-        if not self.spatial or channels == 1:
-            return parameter, None
-        vectors, variance = klt(y.covariance())
-        price = _row_bits(_shifts(variance, self.step, FINENESS[1]), channels)
-        z = e @ vectors.T
-        p_klt, _ = _climb(options, lambda p: self._trial(z, p).loss(price * (rows / n)))
-        keep = self._worth(y, vectors, p_klt, price)
-        if not keep.size:
-            return parameter, round_basis(vectors[:0], variance[:0], self.step)
-        bases = {f: round_basis(vectors[keep], variance[keep], self.step, f) for f in FINENESS}
-        fineness, s_klt = _climb(list(FINENESS), lambda f: self._spatial_loss(e, bases[f], p_klt, rows / n))
-        return (p_klt, bases[fineness]) if s_klt < score else (parameter, None)
-
-    def _spatial_loss(self, e: Floats, basis: Basis, parameter: int, share: float) -> float:
-        """Loss with a rounded basis: of its components, of what it leaves out, and this excerpt's share of its bits."""
-        z = e @ basis.analysis
-        left_out = ((e - z @ basis.synthesis) ** 2).sum() / self.step**2
-        return self._trial(z, parameter).loss() + float(left_out) + LAMBDA * 8 * len(basis.pack()) * share
-
-    def _worth(self, y: _Centred, vectors: Floats, parameter: int, price: Floats) -> NDArray[np.intp]:
-        """Components that repay their bits, in the whole recording."""
-        gain = -LAMBDA * price
-        for start, stop in _chunks(*y.x.shape):
-            t = self._trial(y.part(start, stop) @ vectors.T, parameter)
-            gain += t.energy - t.error - LAMBDA * t.bits
-        return np.flatnonzero(gain > 0)
 
 # %% ../../nbs/29_neural.transform.ipynb #a0e157e2
 @register_codec("dct")

@@ -391,7 +391,7 @@ def test_a_codec_that_lies_stops_the_writer(tmp_path) -> None:
 
 
 def test_a_decoder_that_computes_differently_is_noticed(monkeypatch) -> None:
-    stream = c.pack_stream(np.arange(100, dtype=np.int16), c.Metadata(1.0), codecs=[c.ZlibBlock()])
+    stream = c.pack_stream(np.arange(100, dtype=np.int16), c.Metadata(1.0), codecs=[c.ZlibBlock()], block_samples=100)
     Wrong.calls = 1
     monkeypatch.setitem(c.BLOCK_CODECS._factories, "zlib", Wrong)
     s = c.open_stream(stream)
@@ -689,19 +689,17 @@ def check_corruption(data: bytes, good: bytes, other: bytes, x: np.ndarray) -> s
         s = c.open_stream(data)
         y = s.read(on_error="mask")
         s.verify(), s.info(blocks=True)
-        right = x if data != other else x[::-1]
+        right = x if s._blocks.opening.chunk in good else x[::-1]
         assert y.shape == x.shape and (y.compressed() == right[~y.mask]).all() and s.metadata.channels == ("a", "b", "c", "d")
         outcome = "masked" if y.mask.any() else "right"
     except StreamError:
         pass
-    if other[:60] == good[:60]:  # only the index can tell blocks apart whose headers are the same
-        return outcome
     try:
         s = c.open_stream(data, recover=True)
         y = s.read(on_error="mask")
         s.verify()
         n = min(len(y), len(x))
-        right = x if s.metadata.name == "x" else x[::-1]
+        right = x if s._blocks.opening.chunk in good else x[::-1]
         assert y[n:].count() == 0 and (y[:n].compressed() == right[:n][~y.mask[:n]]).all()
         outcome += "/recovered"
     except StreamError:
@@ -753,7 +751,7 @@ def forge(header: dict | bytes, blocks: list[tuple[bytes, bytes]] = (), index: b
     """A stream with right checksums and any content; blocks are (head, body)."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     preamble = c.MAGIC + bytes([version])
-    head = c._chunk(b"H", c._varint(len(text) if size is None else size), c._deflate(text, c.DICTIONARY), c.crc32c(preamble))
+    head = c._chunk(b"H", c._varint(len(text) if size is None else size) + bytes(4), c._deflate(text, c.DICTIONARY), c.crc32c(preamble))
     seed, out, rows = struct.unpack("<I", head[-4:])[0], preamble + head, []
     for b, body in blocks:
         data = c._chunk(b"B", b, body, seed)

@@ -29,7 +29,7 @@ def tanh_table(rng: np.random.Generator, clip: tuple[int, int]) -> ex.ExactTable
     return ex.ExactTable(np.rint(127 * np.tanh(np.arange(clip[0], clip[1] + 1) / rng.uniform(20, 200))), clip[0])
 
 
-def random_conv(rng: np.random.Generator, channels: int, outputs: int, wide: bool) -> ex.ExactConv1d:
+def random_conv(rng: np.random.Generator, channels: int, outputs: int, peak: int, wide: bool) -> ex.ExactConv1d:
     up = int(rng.choice([1, 1, 1, 2, 3]))
     kernel = int(rng.integers(1, 4)) * up
     geometry = {"up": up}
@@ -38,9 +38,13 @@ def random_conv(rng: np.random.Generator, channels: int, outputs: int, wide: boo
         geometry["padding"] = None if rng.integers(2) else (int(rng.integers(0, 3)), int(rng.integers(0, 3)))
     largest = int(rng.choice([3, 127]))
     weight = rng.integers(-largest, largest + 1, (outputs, channels, kernel))
-    shift = rng.integers(8, 15, outputs) if wide else rng.integers(0, 12, outputs)
+    spread = (
+        np.sqrt((weight**2.0).sum((1, 2)) * peak**2 / 4) / up
+    )  # so that outputs fill the clip, now and then go far beyond it
+    shift = np.maximum(np.rint(np.log2(spread / 50 + 1)).astype(int) + rng.integers(-1, 2, outputs), 8 if wide else 0)
+    bias = np.rint(spread * rng.normal(0, 0.3, outputs))
     clip = [(-127, 127), (0, 255), (-128, 128)][rng.integers(3)]
-    return ex.ExactConv1d(weight, rng.integers(-5000, 5001, outputs), shift, clip, wide, **geometry)
+    return ex.ExactConv1d(weight, bias, shift, clip, wide, **geometry)
 
 
 def random_gru(rng: np.random.Generator, channels: int, hidden: int) -> ex.ExactGRU:
@@ -58,7 +62,7 @@ def random_net(seed: int) -> ex.ExactSequential:
     layers: list[ex.ExactModule] = []
     for i in range(int(rng.integers(1, 4))):
         outputs = int(rng.integers(1, 6))
-        layers.append(random_conv(rng, channels, outputs, wide and i == 0))
+        layers.append(random_conv(rng, channels, outputs, span.peak if i == 0 else 120, wide and i == 0))
         channels = outputs
         layers += [[], [tanh_table(rng, layers[-1].clip)], [ex.ExactRequantise(int(rng.integers(0, 3)), (-50, 90))]][
             rng.integers(3)
@@ -88,7 +92,7 @@ def same(y: torch.Tensor, want: np.ndarray) -> bool:
     return np.array_equal(y.cpu().numpy().astype(np.int64), want)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, 2**32), st.integers(0, 2**32))
 def test_any_network_equals_the_integer_reference_however_it_is_run(net_seed, seed):
     net = random_net(net_seed)
@@ -160,8 +164,8 @@ assert not net.fallback
 print(digest.hexdigest(), count)
 """
 RUNS = 5
-GOLDEN = "pending"
-INTEGERS = 2_693_120
+GOLDEN = "5afd2cfa08ba1a54133581ddd8841440999154ae843f9da67381bb1a7948fae9"
+INTEGERS = 2_691_072
 PROCESSORS = {
     "default kernels": {"ATEN_CPU_CAPABILITY": "default", "DNNL_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"},
     "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "DNNL_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
@@ -188,14 +192,14 @@ def deployed() -> tuple[ex.ExactSequential, torch.Tensor]:
     """A network with every kind of layer but the recurrent one, and an input."""
     rng = np.random.default_rng(3)
 
-    def conv(outputs: int, channels: int, kernel: int, **options: object) -> ex.ExactConv1d:
+    def conv(outputs: int, channels: int, kernel: int, shift: int, **options: object) -> ex.ExactConv1d:
         weight = rng.integers(-60, 61, (outputs, channels, kernel))
-        return ex.ExactConv1d(weight, rng.integers(-99, 99, outputs), rng.integers(7, 11, outputs), **options)
+        return ex.ExactConv1d(weight, rng.integers(-99, 99, outputs), shift + rng.integers(0, 2, outputs), **options)
 
-    first, second = conv(8, 2, 5, clip=(-127, 127), stride=2, padding=(2, 2)), conv(6, 8, 4, clip=(0, 255), up=2)
+    first, second = conv(8, 2, 5, 8, clip=(-127, 127), stride=2, padding=(2, 2)), conv(6, 8, 4, 5, clip=(0, 255), up=2)
     third, last = (
-        conv(4, 6, 3, clip=(-32767, 32767), dilation=2),
-        ex.ExactLinear(rng.integers(-90, 90, (3, 4)), shift=12, wide=True, clip=(-127, 127)),
+        conv(4, 6, 3, 0, clip=(-32767, 32767), dilation=2),
+        ex.ExactLinear(rng.integers(-90, 90, (3, 4)), shift=13, wide=True, clip=(-127, 127)),
     )
     net = ex.ExactSequential(
         [first, tanh_table(rng, (-127, 127)), second, ex.ExactRequantise(1, (0, 100)), third, last], (-127, 127)
@@ -272,9 +276,7 @@ def test_the_worst_input_at_the_proven_bound_is_exact(seed, shift, peak):
     weight = rng.integers(-127, 128, int(rng.integers(1, 520)))
     sign = int(rng.choice([-1, 1]))
     room = ex.LIMIT - 1 - int(np.abs(weight).sum()) * peak - (1 << shift >> 1)
-    layer = ex.ExactLinear(
-        weight[None], [sign * room + (0 if sign > 0 else (1 << shift >> 1) * 2)] if sign > 0 else [-room], shift
-    )
+    layer = ex.ExactLinear(weight[None], [sign * room], shift)
     x = np.where(weight * sign > 0, peak, -peak)[None]
     net = ex.ExactSequential([layer], (-peak, peak))
     assert int(layer.bound(ex.Span(-peak, peak))[0]) < ex.LIMIT
@@ -304,7 +306,7 @@ def test_no_partial_sum_and_no_output_leaves_what_was_proven(seed):
             if isinstance(layer, ex.ExactConv1d) and not layer.wide:
                 matrix, offset, _ = layer.rows()
                 sums = (
-                    np.abs(matrix) @ np.abs(layer.geometry.columns(as_tensor(before)).numpy().astype(np.int64))
+                    np.abs(matrix) @ np.abs(ex.unfold(as_tensor(before), layer.geometry).numpy().astype(np.int64))
                     + np.abs(offset)[:, None]
                 )
                 assert (sums.max((0, 2)) <= bound).all()
@@ -517,7 +519,7 @@ def test_a_machine_that_rounds_is_found_out():
     net, x = deployed()
     want, product = net(x), torch.matmul
     data = ex.to_bytes(net)
-    with mock.patch("torch.matmul", lambda a, b: product(a, b) * (1 + 1e-3)):
+    with mock.patch("torch.matmul", lambda a, b: product(a, b) * (1 + 1e-4)):
         with pytest.raises(ex.ExactnessError, match="not reproduced"):
             ex.from_bytes(data, strict=True)
         with pytest.warns(RuntimeWarning, match="numpy reference"):
@@ -531,7 +533,7 @@ def test_a_machine_that_rounds_is_found_out():
 def test_known_inputs_never_change():
     """The self-test's inputs are part of the format."""
     x = ex.known_input((4, 3, 50), ex.Span(-127, 127))
-    assert ex.answer_hash(x) == "pending2"
+    assert ex.answer_hash(x) == "1156ec8e204f9746675c36bc8bfd27660cfe15924ef66c9f1e8f64826a4b1f08"
     assert x.min() == -127 and x.max() == 127
 
 

@@ -120,17 +120,14 @@ def test_every_cut_of_a_stream_is_refused() -> None:
         decompress(stream + b"\0")
 
 
-def test_every_flipped_bit_is_refused_or_harmless() -> None:
+def test_every_flipped_bit_is_refused() -> None:
     x = np.arange(20, dtype=np.int16)[:, None]
     stream = create_codec("raw").compress(x, sampling_rate=1000.0)
     for i in range(8 * len(stream)):
         broken = bytearray(stream)
         broken[i // 8] ^= 1 << i % 8
-        try:
-            y = decompress(bytes(broken))
-        except StreamError:
-            continue
-        assert np.array_equal(y.values, x), f"bit {i} changed the samples unnoticed"
+        with pytest.raises(StreamError):
+            decompress(bytes(broken))
 
 
 @pytest.mark.parametrize("stream", [b"", MAGIC, b"RIFFabcd" * 9, MAGIC + b"\xff" + bytes(40)])
@@ -144,9 +141,8 @@ def test_hostile_headers() -> None:
         decompress(frame(shape=(MAX_SAMPLES // 2**16, 2**17)).pack())
     with pytest.raises(StreamError, match="do not make"):
         decompress(frame(shape=(2**32 - 1, 200)).pack())
-    kind = frame().pack().replace(b"i2", b"i8")
     with pytest.raises(StreamError, match="sample type"):
-        decompress(kind)
+        decompress(frame(dtype=np.dtype("<i8")).pack())
     with pytest.raises(StreamError, match="not registered"):
         decompress(frame(codec="nobody").pack())
 
@@ -209,3 +205,12 @@ def test_missing_modules_are_named() -> None:
 
     assert Raw.missing() is None
     assert "pip install 'nbmf_research[bench]'" in (Needy.missing() or "")
+
+
+def test_input_that_does_not_fit_is_refused() -> None:
+    x = np.zeros((10, 2), np.int16)
+    with pytest.raises(InputError, match="do not fit a frame"):
+        create_codec("raw").compress(x, sampling_rate=1e60)
+    with pytest.raises(InputError, match="dimensions time and channel"):
+        create_codec("raw").compress(xr.DataArray(x, dims=("time", "trial")))
+    assert decompress(memoryview(create_codec("raw").compress(x))).shape == (10, 2)  # type: ignore[arg-type]
