@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -164,14 +165,29 @@ def pick_device(name: str = "auto") -> torch.device:
 
 # %% ../nbs/00_core.ipynb #59b5264b
 F = TypeVar("F", bound=Callable[..., Any])
+_PACKAGE = Path(__file__).parent if "__file__" in globals() else None
+
+
+@cache
+def _package_stamp() -> tuple[tuple[str, int, int], ...]:
+    """Name, time and size of every source file of the package."""
+    files = sorted((_PACKAGE or Path()).rglob("*.py"))
+    return tuple((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in files)
 
 
 def njit(fn: F) -> F:
-    """Compile with numba: nopython, nogil, disk-cached, never fastmath."""
-    try:
-        return cast(F, numba.njit(nogil=True, cache=True)(fn))
-    except RuntimeError:  # no file to key the cache on: an interactive cell
-        return cast(F, numba.njit(nogil=True)(fn))
+    """Compile with numba: nopython, nogil, never fastmath; the package's own kernels are cached on disk.
+
+    Notes
+    -----
+    numba's cache notices a changed kernel but not a changed kernel that it calls, and an entropy coder that runs half of an old version writes streams that nobody can read.
+    So an entry is valid for one state of all source files together, and what is typed into a notebook is not cached.
+    """
+    kernel: Any = numba.njit(nogil=True)(fn)
+    if _PACKAGE is not None and _PACKAGE in Path(fn.__code__.co_filename).parents:
+        kernel.enable_caching()
+        kernel._cache._cache_file._source_stamp = _package_stamp()
+    return cast(F, kernel)
 
 
 @contextmanager

@@ -27,18 +27,9 @@ MARKERS: tuple[str, ...] = ("o", "s", "^", "D", "v", "P", "X", "*")
 HATCHES: tuple[str, ...] = ("", "///", "...")
 GREY = "#8A8A8A"
 KNOWN: tuple[str, ...] = (
-    *("klt-dct", "wavelet", "dct", "sz3", "zfp", "wavpack-hybrid", "bound", "flac"),
-    *("wavpack", "pcodec", "zstd", "blosc", "mtscomp", "xz", "raw", "zlib"),
-    *(
-        "delta-zstd",
-        "delta-blosc",
-        "flac-stereo",
-        "klt-wavelet",
-        "nbmf-fast",
-        "nbmf-balanced",
-        "nbmf-max",
-        "nbmf-bounded",
-    ),
+    *("klt-dct", "wavelet", "dct", "sz3", "zfp", "wavpack-hybrid", "bound", "klt-wavelet"),
+    *("flac", "wavpack", "pcodec", "zstd", "blosc", "mtscomp", "xz", "raw", "zlib"),
+    *("delta-zstd", "delta-blosc", "flac-stereo", "nbmf-fast", "nbmf-balanced", "nbmf-max", "nbmf-bounded"),
 )
 
 

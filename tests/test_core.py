@@ -130,3 +130,25 @@ def test_git_commit_marks_changes(tmp_path: Path) -> None:
     clean = core.git_commit(tmp_path)
     (tmp_path / "a").write_text("2")
     assert len(clean) == 12 and core.git_commit(tmp_path) == f"{clean}-dirty"
+
+
+def test_a_changed_kernel_is_compiled_again_in_those_that_call_it(tmp_path: Path) -> None:
+    """numba's own cache would go on with the old `inner` inside `outer`."""
+    package = tmp_path / "nbmf_research"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "core.py").write_text(Path(core.__file__).read_text())
+    (package / "outer.py").write_text(
+        "from .core import njit\nfrom .inner import inner\n\n\n@njit\ndef outer(x):\n    return inner(x) + 100\n"
+    )
+
+    def run(value: int) -> int:
+        (package / "inner.py").write_text(f"from .core import njit\n\n\n@njit\ndef inner(x):\n    return x + {value}\n")
+        code = "from nbmf_research.outer import outer; print(outer(0))"
+        env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        return int(
+            subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout
+        )
+
+    assert [run(1), run(1), run(22)] == [101, 101, 122]
+    assert list(package.rglob("*.nbi")), "kernels of the package are cached"

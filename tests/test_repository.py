@@ -155,12 +155,12 @@ def test_functions_are_short() -> None:
 def test_exported_cells_are_short() -> None:
     sizes = {
         (ids(p), s.splitlines()[1][:60] if len(s.splitlines()) > 1 else s): len(
-            [l for line in s.splitlines() if l.strip() and not l.startswith("#|")]
+            [line for line in s.splitlines() if line.strip() and not line.startswith("#|")]
         )
         for p in MODULES
         for s in exported(p)
     }
-    assert {k: v for k, v in sizes.items() if v > 60} == {}, "split the cell"
+    assert {k: v for k, v in sizes.items() if v > 60}.items() == {}.items(), "split the cell"
     assert statistics.quantiles(sizes.values(), n=10)[-1] <= 50
 
 

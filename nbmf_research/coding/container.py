@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata as packages
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Literal, TypeAlias, cast
+from typing import Any, BinaryIO, ClassVar, Literal, Self, TypeAlias, cast
 
 import numpy as np
 import xarray as xr
@@ -153,7 +153,7 @@ def channel_names(n: int) -> tuple[str, ...]:
     """Return the names of channels that have none: ``ch0``, ``ch1`` ..."""
     return tuple(f"ch{i}" for i in range(n))
 
-
+# %% ../../nbs/08_coding.container.ipynb #4b0e2619
 @dataclass(frozen=True)
 class Metadata:
     """What a stream says about its recording.
@@ -322,7 +322,7 @@ _DEFAULTS: dict[str, Any] = {
     **{"t0": 0, "name": "", "xyz": None, "groups": 0, "source": {}, "model": None, "lattice": None, "requires": []},
 }
 
-
+# %% ../../nbs/08_coding.container.ipynb #a59c7c5c
 def _deflate(data: bytes, dictionary: bytes) -> bytes:
     c = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=dictionary)
     return c.compress(data) + c.flush()
@@ -936,7 +936,7 @@ def _rebuild(source: _Source, opening: _Opening) -> _Table:
             gaps |= {row[1].start: row[1].gap} if row[1].gap else {}
     return _Table.of([r for rows in found.values() for r in _without_overlap(rows)], gaps)
 
-
+# %% ../../nbs/08_coding.container.ipynb #fc08771c
 def _without_overlap(rows: list[tuple[Row, bool]]) -> list[Row]:
     """Keep blocks of a group that do not overlap, whole ones first."""
     kept: list[tuple[Row, bool]] = []
@@ -970,15 +970,23 @@ def _whole_prefix(source: _Source, opening: _Opening) -> _Table:
 @contextmanager
 def _part_file(path: Path, resume: bool) -> Iterator[BinaryIO]:
     """Open the part file of `path`; rename it at the end. An error removes it, unless it is there to be resumed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b") as f:
+    if path.is_dir():
+        raise InputError(f"{path.name} is a folder; give the name of a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(part, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+    except OSError as e:
+        raise InputError(f"{part.name} cannot be written: {e.strerror}") from e
+    with os.fdopen(handle, "r+b") as f:
         _lock(f, path)
         try:
             f.truncate(f.seek(0, os.SEEK_END) if resume else 0)
             f.seek(0)
             yield f
             _sync(f)
+            if os.name == "nt":  # an open file cannot be renamed there
+                f.close()
             part.replace(path)
         except BaseException:
             if not resume:
@@ -1017,6 +1025,13 @@ def _sync(f: BinaryIO) -> None:
         os.fsync(f.fileno())
 
 # %% ../../nbs/08_coding.container.ipynb #7bc79216
+def _index_and_trailer(table: _Table, opening: _Opening) -> bytes:
+    raw = _pack_index(table, opening.begin)
+    index = _chunk(b"I", _varint(len(raw)), _deflate(raw, b""), opening.seed)
+    length = struct.pack("<I", len(index))
+    return index + length + struct.pack("<I", crc32c(length, struct.unpack("<I", index[-4:])[0])) + END
+
+# %% ../../nbs/08_coding.container.ipynb #32c62e6a
 class _Log:
     def __init__(self, file: BinaryIO, opening: _Opening, stack: ExitStack) -> None:
         self.file, self.opening, self.stack = file, opening, stack
@@ -1073,11 +1088,7 @@ class _Log:
         if len(self.opening.chunk) * 1000 <= self.at - self.fresh:
             self.write(self.opening.chunk)
         _sync(self.file)  # the blocks before the index that names them
-        raw = _pack_index(_Table.of(self.rows, self.gaps), self.opening.begin)
-        index = _chunk(b"I", _varint(len(raw)), _deflate(raw, b""), self.opening.seed)
-        length = struct.pack("<I", len(index))
-        crc = crc32c(length, struct.unpack("<I", index[-4:])[0])
-        self.write(index + length + struct.pack("<I", crc) + END)
+        self.write(_index_and_trailer(_Table.of(self.rows, self.gaps), self.opening))
         self.file.flush()
         self.stack.close()
 
@@ -1103,15 +1114,18 @@ class _Job:
     certify: Certify
 
 
+def _bytes(x: Array) -> NDArray[np.uint8]:
+    """Bytes of samples: little-endian, time-major."""
+    return np.ascontiguousarray(x, x.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+
+
 def _samples_crc(x: Array) -> int:
-    """Checksum of samples: little-endian, time-major."""
-    return crc32c(np.ascontiguousarray(x, x.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data)
+    return crc32c(_bytes(x).data)
 
 
 def _same(x: Array, y: Array) -> bool:
-    return (
-        y.shape == x.shape and y.dtype == x.dtype and _samples_crc(y) == _samples_crc(x) and y.tobytes() == x.tobytes()
-    )
+    """Bit for bit, NaN and -0.0 included."""
+    return y.shape == x.shape and y.dtype == x.dtype and np.array_equal(_bytes(x), _bytes(y))
 
 
 def _encode(job: _Job) -> tuple[Block, bytes]:
@@ -1130,19 +1144,8 @@ def _encode(job: _Job) -> tuple[Block, bytes]:
     return Block(job.start, len(x), job.group, number, _samples_crc(y), certificate, job.gap), payload
 
 # %% ../../nbs/08_coding.container.ipynb #3dfb910e
-class Writer:
-    """Writes a stream block by block; made by `create_stream` and `append_stream`.
-
-    Use it in a ``with`` statement, or call `close`. An exception inside the statement leaves no file under the final name.
-
-    Attributes
-    ----------
-    metadata : Metadata
-    block_samples : int
-        Samples for each channel in a block.
-    n_time : int
-        Samples for each channel so far, those of earlier sessions included.
-    """
+class _Cutter:
+    """Cuts samples into blocks, and has them encoded, here or by an executor; they are written in order."""
 
     def __init__(
         self,
@@ -1161,35 +1164,7 @@ class Writer:
         self._pending: deque[Future[tuple[Block, bytes]]] = deque()
         self._done = max((row[2] + row[3] for row in log.rows), default=0)
 
-    @property
-    def n_time(self) -> int:
-        """Samples for each channel so far."""
-        return self._done + self._held
-
-    def append(self, samples: ArrayLike, *, gap: float = 0.0, codec: int | None = None) -> None:
-        """Add samples.
-
-        Parameters
-        ----------
-        samples : array, shape (time,) or (time, channel)
-            Of the stream's type; any length.
-        gap : float
-            Seconds missing before them; a new block begins.
-        codec : int, optional
-            Which of the stream's codecs, from 1, as before if left out; 0 stores the samples as they are.
-        """
-        x = np.asarray(samples)
-        x = x[:, None] if x.ndim == 1 else x
-        if x.ndim != 2 or x.shape[1] != len(self.metadata.channels) or x.dtype != self._layout.dtype:
-            raise InputError(
-                f"{x.dtype}{x.shape} does not fit a stream of {self._layout.dtype} with {len(self.metadata.channels)} channels"
-            )
-        codec = self._codec if codec is None else codec
-        if not 0 <= codec < len(self._codecs) or not 0 <= gap < math.inf or not self._open:
-            raise InputError(f"there is no codec {codec}, the gap of {gap} s makes no sense, or the stream is closed")
-        if gap or codec != self._codec:
-            self.flush()
-        self._gap, self._codec = (gap if self._done else 0.0) or self._gap, codec
+    def _hold(self, x: Array) -> None:
         for part in np.split(x, range(self.block_samples - self._held, len(x), self.block_samples)):
             self._buffer.append(part.copy())
             self._held += len(part)
@@ -1222,11 +1197,53 @@ class Writer:
         self._drain(0)
         self._log.file.flush()
 
+# %% ../../nbs/08_coding.container.ipynb #acae8947
+class Writer(_Cutter):
+    """Writes a stream block by block; made by `create_stream` and `append_stream`.
+
+    Use it in a ``with`` statement, or call `close`; ``flush()`` writes what is held as a shorter block. An exception inside the
+    statement leaves no file under the final name.
+
+    Attributes
+    ----------
+    metadata : Metadata
+    block_samples : int
+        Samples for each channel in a block.
+    """
+
+    @property
+    def n_time(self) -> int:
+        """Samples for each channel so far, those of earlier sessions included."""
+        return self._done + self._held
+
+    def append(self, samples: ArrayLike, *, gap: float = 0.0, codec: int | None = None) -> None:
+        """Add samples.
+
+        Parameters
+        ----------
+        samples : array, shape (time,) or (time, channel)
+            Of the stream's type; any length.
+        gap : float
+            Seconds missing before them; a new block begins.
+        codec : int, optional
+            Which of the stream's codecs, from 1, as before if left out; 0 stores the samples as they are.
+        """
+        x, codec = np.asarray(samples), self._codec if codec is None else codec
+        x = x[:, None] if x.ndim == 1 else x
+        if x.ndim != 2 or x.shape[1] != len(self.metadata.channels) or x.dtype != self._layout.dtype:
+            raise InputError(
+                f"{x.dtype}{x.shape} does not fit a stream of {self._layout.dtype} with {len(self.metadata.channels)} channels"
+            )
+        if not 0 <= codec < len(self._codecs) or not 0 <= gap < math.inf or not self._open:
+            raise InputError(f"there is no codec {codec}, the gap of {gap} s makes no sense, or the stream is closed")
+        if gap or codec != self._codec:
+            self.flush()
+        self._gap, self._codec = (gap if self._done else 0.0) or self._gap, codec
+        self._hold(x)
+
     def close(self) -> None:
         """Write the index; the file appears under its final name. Closing twice is harmless."""
-        if self._open:
-            with self:
-                pass
+        self.__exit__(None, None, None)
 
     def __enter__(self) -> Writer:
         return self
@@ -1234,6 +1251,7 @@ class Writer:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if not self._open:
             return
+        self._open = False
         try:
             if error is None:
                 self.flush()
@@ -1242,7 +1260,6 @@ class Writer:
             error = e
             raise
         finally:
-            self._open = False
             if error is not None:
                 self._log.abandon(error)
 
@@ -1430,7 +1447,7 @@ def _read_index(source: _Source, opening: _Opening) -> _Table:
         raise StreamError("the index names a channel group or a codec that the header does not have")
     return table
 
-
+# %% ../../nbs/08_coding.container.ipynb #45d6d952
 def _find_copy(source: _Source) -> _Opening:
     """Look for a copy of the header."""
     at, tail = 0, b""
@@ -1509,6 +1526,49 @@ class Report:
         )
 
 # %% ../../nbs/08_coding.container.ipynb #ecf661ac
+def _load(source: _Source, seed: int, table: _Table, row: int) -> tuple[Block, bytes]:
+    """Fetch a block; its checksums are right, and it is the one that the index means."""
+    at, size = int(table.offset[row]), int(table.size[row])
+    data = source.read(at, size)
+    frame = _parse_frame(data, 0, at, seed)
+    if frame is None or frame.tag != "B" or frame.end != at + size:
+        raise StreamError("the head of the block is damaged")
+    body, crc = _check_body(data[frame.body_at - at :], frame)
+    block = Block.unpack(frame.head)
+    columns = (table.start, table.n, table.group, table.codec, table.crc)
+    if (block.start, block.n, block.group, block.codec, crc) != tuple(int(c[row]) for c in columns):
+        raise StreamError("the block is not the one that the index names")
+    return block, body
+
+
+def _make_codec(layout: _Layout, number: int) -> BlockCodec:
+    name, parameters = ("raw", {}) if number == 0 else layout.codecs[number - 1]
+    try:
+        return create_block_codec(name, **parameters)
+    except MissingDependencyError:
+        raise
+    except Exception as e:
+        raise StreamError(f"the stream's codec {name[:60]!r} cannot be made here: {e}") from e
+
+
+def _run_codec(codec: BlockCodec, block: Block, body: bytes, width: int, dtype: np.dtype[Any]) -> Array:
+    """Decode a block's body, and check what comes out."""
+    try:
+        x = codec.decode_block(body, (block.n, width), dtype)
+    except MissingDependencyError:
+        raise
+    except Exception as e:
+        raise StreamError(f"the block does not decode: {e}") from e
+    if x.shape != (block.n, width) or x.dtype != dtype:
+        raise StreamError(f"the block decoded to {x.dtype}{x.shape}, not {dtype}{(block.n, width)}")
+    if block.samples_crc not in (None, _samples_crc(x)):
+        raise StreamError(
+            "the decoded samples do not match their checksum: this decoder computes differently from the encoder's"
+        )
+    return x
+
+# %% ../../nbs/08_coding.container.ipynb #47a14344
+_RECENT = 1 << 26  # bytes of decoded blocks that a stream keeps
 _RATIO = 4096  # decoded bytes for each stored one, beyond which the limit holds
 
 
@@ -1516,53 +1576,24 @@ class _Blocks:
     def __init__(self, source: _Source, opening: _Opening, table: _Table, limit: int) -> None:
         self.source, self.opening, self.table, self.limit = source, opening, table, limit
         self.orders: dict[int, NDArray[np.intp]] = {}
-        self.codecs: dict[int, BlockCodec] = {0: RawBlock()}
-
-    def order(self, group: int) -> NDArray[np.intp]:
-        """Rows of a group, in order of time."""
-        if group not in self.orders:
-            rows = np.flatnonzero(self.table.group == group)
-            self.orders[group] = rows[np.argsort(self.table.start[rows], kind="stable")]
-        return self.orders[group]
+        self.codecs: dict[int, BlockCodec] = {}
+        self.recent: dict[
+            int, tuple[int, Array]
+        ] = {}  # last block of each group, for readers that go on in small steps
 
     def rows(self, group: int, start: int, stop: int) -> list[int]:
-        """Rows of a group that hold some of the samples; their codecs are made ready."""
-        if start >= stop:
-            return []
-        order, t = self.order(group), self.table
+        """Rows of a group that hold some of the samples, in order of time; their codecs are made ready."""
+        t = self.table
+        if group not in self.orders:
+            own = np.flatnonzero(t.group == group)
+            self.orders[group] = own[np.argsort(t.start[own], kind="stable")]
+        order = self.orders[group]
         first = np.searchsorted((t.start + t.n)[order], start, side="right")
         last = np.searchsorted(t.start[order], stop, side="left")
-        rows = [int(i) for i in order[first:last]]
-        for number in np.unique(t.codec[rows]):
-            self.codec(int(number))
+        rows = [int(i) for i in order[first:last]] if start < stop else []
+        for number in np.unique(t.codec[rows]).tolist():
+            self.codecs[number] = self.codecs.get(number) or _make_codec(self.opening.layout, number)
         return rows
-
-    def codec(self, number: int) -> BlockCodec:
-        if number not in self.codecs:
-            name, parameters = self.opening.layout.codecs[number - 1]
-            try:
-                self.codecs[number] = create_block_codec(name, **parameters)
-            except MissingDependencyError:
-                raise
-            except Exception as e:
-                raise StreamError(f"the stream's codec {name[:60]!r} cannot be made here: {e}") from e
-        return self.codecs[number]
-
-    def load(self, row: int) -> tuple[Block, bytes]:
-        """Fetch a block; its checksums are right, and it is the one that the index means."""
-        t = self.table
-        at, size = int(t.offset[row]), int(t.size[row])
-        data = self.source.read(at, size)
-        frame = _parse_frame(data, 0, at, self.opening.seed)
-        if frame is None or frame.tag != "B" or frame.end != at + size:
-            raise StreamError("the head of the block is damaged")
-        body, crc = _check_body(data[frame.body_at - at :], frame)
-        block = Block.unpack(frame.head)
-        if (block.start, block.n, block.group, block.codec, crc) != tuple(
-            int(c[row]) for c in (t.start, t.n, t.group, t.codec, t.crc)
-        ):
-            raise StreamError("the block is not the one that the index names")
-        return block, body
 
     def check_size(self, size: int, stored: int) -> None:
         if size > max(self.limit, _RATIO * stored):
@@ -1571,34 +1602,28 @@ class _Blocks:
             )
 
     def decode(self, row: int) -> Array:
-        """Decode a block and check its samples."""
-        block, body = self.load(row)
-        shape, dtype = (block.n, len(self.opening.layout.groups[block.group])), self.opening.layout.dtype
-        self.check_size(shape[0] * shape[1] * dtype.itemsize, len(body))
-        try:
-            x = self.codec(block.codec).decode_block(body, shape, dtype)
-        except MissingDependencyError:
-            raise
-        except Exception as e:
-            raise StreamError(f"the block does not decode: {e}") from e
-        if x.shape != shape or x.dtype != dtype:
-            raise StreamError(f"the block decoded to {x.dtype}{x.shape}, not {dtype}{shape}")
-        if block.samples_crc not in (None, _samples_crc(x)):
-            raise StreamError(
-                "the decoded samples do not match their checksum: this decoder computes differently from the encoder's"
-            )
-        return x
+        """Fetch and decode a block."""
+        block, body = _load(self.source, self.opening.seed, self.table, row)
+        width, dtype = len(self.opening.layout.groups[block.group]), self.opening.layout.dtype
+        self.check_size(block.n * width * dtype.itemsize, len(body))
+        return _run_codec(self.codecs[block.codec], block, body, width, dtype)
 
     def attempt(self, row: int) -> Array | StreamError:
         """Decode a block, or say why not."""
+        number = int(self.table.group[row])
+        group, held = self.opening.layout.groups[number], self.recent.get(number)
+        if held and held[0] == row:
+            return held[1]
         try:
-            return self.decode(row)
+            x = self.decode(row)
         except StreamError as e:
-            t, group = self.table, self.opening.layout.groups[int(self.table.group[row])]
-            first, last = int(t.start[row]), int(t.start[row] + t.n[row])
+            first, n = int(self.table.start[row]), int(self.table.n[row])
             return StreamError(
-                f"samples {first}..{last} of {len(group)} channels ({group.min()}..{group.max()}) are lost: {e}"
+                f"samples {first}..{first + n} of {len(group)} channels ({group.min()}..{group.max()}) are lost: {e}"
             )
+        if x.nbytes * len(self.opening.layout.groups) <= _RECENT:
+            self.recent[number] = (row, x)
+        return x
 
 # %% ../../nbs/08_coding.container.ipynb #01cbeba8
 Channels: TypeAlias = Sequence[int] | Sequence[str] | NDArray[np.intp]
@@ -1633,19 +1658,25 @@ def _holes(blocks: _Blocks, group: int, start: int, stop: int, bad: Mapping[int,
         yield Loss(at, stop, channels, "no block holds them")
 
 # %% ../../nbs/08_coding.container.ipynb #ea7be1b5
-class Stream:
-    """An open stream; made by `open_stream`. It is a `Reader` of `neural.recordings`: ``recording(stream, ...)`` is lazy.
+def _pieces(
+    blocks: _Blocks, group: int, start: int, stop: int, strict: bool, executor: Executor | None
+) -> Iterator[tuple[int, Array]]:
+    """Decoded blocks of a group, each with its first sample; what is lost is an error or left out."""
+    rows = blocks.rows(group, start, stop)
+    if strict:
+        for hole in _holes(blocks, group, start, stop, {}):
+            raise StreamError(
+                f"samples {hole.start}..{hole.stop} of {len(hole.channels)} channels are lost: {hole.reason}"
+            )
+    for row, x in zip(rows, (executor.map if executor else map)(blocks.attempt, rows)):
+        if not isinstance(x, StreamError):
+            yield int(blocks.table.start[row]), x
+        elif strict:
+            raise x
 
-    Attributes
-    ----------
-    metadata : Metadata
-    dtype : numpy.dtype
-    n_time, n_channels : int
-    gaps : list of (int, float)
-        First sample after each gap, and seconds missing.
-    notes : tuple of str
-        What had to be recovered; empty for a sound stream.
-    """
+
+class _Opened:
+    """What an open stream has beside its samples."""
 
     def __init__(self, blocks: _Blocks, notes: Sequence[str]) -> None:
         opening, table = blocks.opening, blocks.table
@@ -1659,6 +1690,38 @@ class Stream:
     def bytes_read(self) -> int:
         """Bytes fetched so far."""
         return self._blocks.source.bytes_read
+
+    def close(self) -> None:
+        """Close the file, if it was opened here."""
+        self._blocks.source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+# %% ../../nbs/08_coding.container.ipynb #15784539
+class Stream(_Opened):
+    """An open stream; made by `open_stream`. It is a `Reader` of `neural.recordings`: ``recording(stream, ...)`` is lazy.
+
+    Attributes
+    ----------
+    metadata, dtype, n_time, n_channels
+        What the header and the index say.
+    gaps : list of (int, float)
+        First sample after each gap, and seconds missing.
+    notes : tuple of str
+        What had to be recovered; empty for a sound stream.
+    """
+
+    def verify(self) -> Report:
+        """Read and decode every block, and list the samples that are lost."""
+        return _verify(self._blocks, self.notes)
+
+    def info(self, *, blocks: bool = False) -> dict[str, Any]:
+        """Describe the stream as plain JSON values; with `blocks`, also each block (their heads are fetched)."""
+        return _info(self._blocks, self.notes, blocks)
 
     def read(
         self,
@@ -1685,11 +1748,7 @@ class Stream:
         Returns
         -------
         ndarray or MaskedArray, shape (stop - start, len(channels))
-
-        Raises
-        ------
-        StreamError
-            If samples are lost, unless they are to be masked; if a codec is unknown here.
+            `StreamError` if samples are lost, unless they are to be masked, or if a codec is unknown here.
         """
         stop = self.n_time if stop is None else stop
         if not 0 <= start <= stop <= self.n_time or on_error not in ("raise", "mask"):
@@ -1702,47 +1761,12 @@ class Stream:
         lost = np.ones(out.shape, bool) if on_error == "mask" else None
         for group in np.unique(self._group[wanted]):
             columns = np.flatnonzero(self._group[wanted] == group)
-            places = self._place[wanted[columns]]
-            for first, x in self._pieces(int(group), start, stop, lost is None, executor):
+            for first, x in _pieces(self._blocks, int(group), start, stop, lost is None, executor):
                 a, b = max(start, first), min(stop, first + len(x))
-                out[a - start : b - start, columns] = x[a - first : b - first, places]
+                out[a - start : b - start, columns] = x[a - first : b - first, self._place[wanted[columns]]]
                 if lost is not None:
                     lost[a - start : b - start, columns] = False
         return out if lost is None else np.ma.MaskedArray(out, lost)
-
-    def _pieces(
-        self, group: int, start: int, stop: int, strict: bool, executor: Executor | None
-    ) -> Iterator[tuple[int, Array]]:
-        """Decoded blocks of a group, each with its first sample."""
-        rows = self._blocks.rows(group, start, stop)
-        if strict:
-            for hole in _holes(self._blocks, group, start, stop, {}):
-                raise StreamError(
-                    f"samples {hole.start}..{hole.stop} of {len(hole.channels)} channels are lost: {hole.reason}"
-                )
-        for row, x in zip(rows, (executor.map if executor else map)(self._blocks.attempt, rows)):
-            if not isinstance(x, StreamError):
-                yield int(self._blocks.table.start[row]), x
-            elif strict:
-                raise x
-
-    def verify(self) -> Report:
-        """Read and decode every block, and list the samples that are lost."""
-        return _verify(self._blocks, self.notes)
-
-    def info(self, *, blocks: bool = False) -> dict[str, Any]:
-        """Describe the stream as plain JSON values; with `blocks`, also each block (their heads are fetched)."""
-        return _info(self._blocks, self.notes, blocks)
-
-    def close(self) -> None:
-        """Close the file, if it was opened here."""
-        self._blocks.source.close()
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 # %% ../../nbs/08_coding.container.ipynb #8ead0d51
 def open_stream(source: StreamSource, *, recover: bool = False, limit: int = LIMIT) -> Stream:

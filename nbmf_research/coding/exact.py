@@ -32,11 +32,12 @@ from ..core import InputError, NbmfError, Registry, StreamError, atomic_path
 __all__ = ['Ints', 'Floor', 'A', 'LIMIT', 'FACTOR', 'WIDE', 'MAX_SHIFT', 'LAYERS', 'GATE_SPAN', 'STATE', 'VIEW', 'GATE_IN',
            'GATE_OUT', 'STATE_GRID', 'VIEW_GRID', 'FORMAT', 'ExactnessError', 'Span', 'as_integers', 'half', 'affine',
            'ExactModule', 'refuse_overflow', 'ExactRequantise', 'ExactTable', 'look_up', 'Geometry', 'views', 'unfold',
-           'weight_matrix', 'interleave', 'ExactProduct', 'ExactConv1d', 'ExactLinear', 'gru_step', 'gru_scan',
-           'gru_reference', 'ExactGRU', 'exact_arithmetic', 'Chain', 'known_input', 'answer_hash', 'answers', 'reach',
-           'check_input', 'ExactSequential', 'Grid', 'straight', 'straight_floor', 'finest', 'Twin', 'magnitudes',
-           'scaled', 'TwinProduct', 'TwinConv1d', 'TwinLinear', 'make_table', 'straight_look_up', 'TwinTable',
-           'TwinGRU', 'TwinSequential', 'export', 'model_hash', 'to_bytes', 'from_bytes', 'save_exact', 'load_exact']
+           'product', 'weight_matrix', 'interleave', 'ExactProduct', 'ExactConv1d', 'ExactLinear', 'gru_step',
+           'gru_scan', 'gru_reference', 'ExactGRU', 'exact_arithmetic', 'Chain', 'known_input', 'answer_hash',
+           'answers', 'reach', 'check_input', 'ExactSequential', 'Grid', 'straight', 'straight_floor', 'finest', 'Twin',
+           'magnitudes', 'scaled', 'TwinProduct', 'TwinConv1d', 'TwinLinear', 'make_table', 'straight_look_up',
+           'TwinTable', 'TwinGRU', 'TwinSequential', 'export', 'model_hash', 'to_bytes', 'from_bytes', 'save_exact',
+           'load_exact']
 
 # %% ../../nbs/05_coding.exact.ipynb #c2da32eb
 Ints: TypeAlias = NDArray[np.int64]
@@ -102,8 +103,8 @@ def half(shift: Ints) -> Ints:
 
 
 def affine(
-    columns: Tensor,
-    weight: Tensor,
+    x: Tensor,
+    product: Floor,
     offset: Tensor,
     scale: Tensor,
     *,
@@ -115,10 +116,10 @@ def affine(
 
     Parameters
     ----------
-    columns : Tensor, shape (batch, k, time)
+    x : Tensor, shape (batch, channel, time)
         Activations, integers.
-    weight : Tensor, shape (rows, k)
-        Integers.
+    product : callable
+        From activations to sums of products, (batch, rows, steps); linear.
     offset : Tensor, shape (rows,)
         Bias plus half of the shift's divisor.
     scale : Tensor, shape (rows,)
@@ -132,15 +133,15 @@ def affine(
 
     Returns
     -------
-    Tensor, shape (batch, rows, time)
+    Tensor, shape (batch, rows, steps)
     """
     offset, scale = offset[:, None], scale[:, None]
     if wide:
-        high = floor(columns * 2**-8)
-        carry = floor((torch.matmul(weight, columns - 256 * high) + offset) * 2**-8)
-        out = floor((torch.matmul(weight, high) + carry) * (scale * 256))
+        high = floor(x * 2**-8)
+        carry = floor((product(x - 256 * high) + offset) * 2**-8)
+        out = floor((product(high) + carry) * (scale * 256))
     else:
-        out = floor((torch.matmul(weight, columns) + offset) * scale)
+        out = floor((product(x) + offset) * scale)
     return out if clip is None else out.clamp(clip.lo, clip.hi)
 
 # %% ../../nbs/05_coding.exact.ipynb #7dbe4860
@@ -364,9 +365,21 @@ def views(padded: A, g: Geometry) -> list[A]:
 
 def unfold(x: Tensor, g: Geometry) -> Tensor:
     """(batch, channels, time) to (batch, channels * taps, steps): column t holds what output t sees."""
-    if g.taps == 1 and g.stride == 1 and g.pads == (0, 0):
-        return x
     return torch.stack(views(functional.pad(x, g.pads), g), 2).flatten(1, 2)
+
+
+def product(x: Tensor, matrix: Tensor, g: Geometry) -> Tensor:
+    """Products of `matrix` (rows, channels * taps) with the unfolded `x` (batch, channels, time), summed: (batch, rows, steps)."""
+    if g.channels < 16 and g.taps > 1:
+        return torch.matmul(matrix, unfold(x, g))
+    seen = views(functional.pad(x, g.pads) if any(g.pads) else x, g)
+    taps = (
+        matrix.reshape(-1, g.channels, g.taps).permute(2, 0, 1).contiguous().unsqueeze(1).expand(-1, x.shape[0], -1, -1)
+    )
+    total = torch.matmul(taps[0], seen[0])
+    for tap, view in zip(taps[1:], seen[1:]):
+        total = total.baddbmm_(tap, view)
+    return total
 
 
 def weight_matrix(weight: NDArray[Any], g: Geometry) -> NDArray[Any]:
@@ -482,10 +495,15 @@ class ExactConv1d(ExactProduct):
 
     def forward(self, x: Tensor) -> Tensor:
         """Unfold, multiply, shift, clip, interleave."""
-        columns = unfold(x, self.geometry)
-        return interleave(
-            affine(columns, self.weight, self.offset, self.scale, clip=self.clip, wide=self.wide), self.geometry
+        y = affine(
+            x,
+            lambda part: product(part, self.weight, self.geometry),
+            self.offset,
+            self.scale,
+            clip=self.clip,
+            wide=self.wide,
         )
+        return interleave(y, self.geometry)
 
     def reference(self, x: Ints) -> Ints:
         """The same in integers; 16-bit activations need no second pass here."""
@@ -840,7 +858,7 @@ def reach(net: Chain) -> int:
     for layer in reversed(net.layers):
         if isinstance(layer, ExactConv1d):
             g = layer.geometry
-            n = -(-n // g.up) * g.stride + (g.taps - 1) * g.dilation
+            n = (n + g.up - 2) // g.up * g.stride + (g.taps - 1) * g.dilation + 1
     return n
 
 
@@ -1089,9 +1107,8 @@ class TwinConv1d(TwinProduct):
 
     def forward(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
         """See `Twin`."""
-        columns = unfold(x, self.geometry)
         if self.training:
-            self.watch(columns, grid)
+            self.watch(x, grid)
         weight, bias, shift, out = self.parts(grid)
         up = self.geometry.up
         add, scale = (
@@ -1099,14 +1116,22 @@ class TwinConv1d(TwinProduct):
             for a in (half(shift), np.ldexp(1.0, -shift))
         )
         matrix, offset = weight.flatten()[self.order], bias.repeat_interleave(up) + add
-        y = affine(columns, matrix, offset, scale, clip=out.span, wide=grid.span.peak > FACTOR, floor=straight_floor)
+        y = affine(
+            x,
+            lambda part: product(part, matrix, self.geometry),
+            offset,
+            scale,
+            clip=out.span,
+            wide=grid.span.peak > FACTOR,
+            floor=straight_floor,
+        )
         return interleave(y, self.geometry), out
 
-    def watch(self, columns: Tensor, grid: Grid) -> None:
+    def watch(self, x: Tensor, grid: Grid) -> None:
         """Follow the largest output by a running maximum that forgets slowly."""
         with torch.no_grad():
             y = (
-                torch.matmul(self.weight.flatten()[self.order], grid.real(columns))
+                product(grid.real(x), self.weight.flatten()[self.order], self.geometry)
                 + self.bias.repeat_interleave(self.geometry.up)[:, None]
             )
             seen = (y.amax() if self.clip.lo == 0 else y.abs().amax()).clamp_min(1e-6)
@@ -1249,7 +1274,7 @@ class TwinSequential(nn.Module):
 
     Notes
     -----
-    Under autocast the forward pass is an approximation; outside it, it equals the exported network.
+    The forward pass is exact under autocast too, which therefore does not make it faster.
     """
 
     def __init__(self, layers: Sequence[Twin], grid: Grid) -> None:
@@ -1261,13 +1286,14 @@ class TwinSequential(nn.Module):
     def integers(self, x: Tensor) -> tuple[Tensor, Grid]:
         """Integers on the input's grid in, integers and their grid out."""
         grid = self.grid
-        for layer in self.layers:
-            x, grid = layer(x, grid)
+        with exact_arithmetic(x.device.type):
+            for layer in self.layers:
+                x, grid = layer(x, grid)
         return x, grid
 
     def forward(self, x: Tensor) -> Tensor:
         """Real values (batch, channel, time) in and out, with straight-through gradients."""
-        y, grid = self.integers(self.grid.integers(x))
+        y, grid = self.integers(self.grid.integers(x.float()))
         return grid.real(y)
 
 

@@ -145,7 +145,7 @@ def measure(codec: Codec, view: View, decoder: OtherProcess, *, features: bool =
         row |= {"rmse": rmse(x, y), "max_error": max_error(x, y), "snr_db": snr_db(x, y), "prd": prd(x, y)}
     return row | (_features(view.x, y) if features else {})
 
-
+# %% ../../nbs/31_neural.evaluate.ipynb #808d4f8c
 def _check_promise(codec: Codec, x: NDArray[Any], y: NDArray[Any]) -> None:
     if codec.kind == "lossless" and not (x.dtype == y.dtype and np.array_equal(x, y)):
         raise NbmfError(f"{codec.name} says it is lossless and changed samples")

@@ -64,7 +64,7 @@ def _product(x: Words, y: Words, start: int, stop: int, i: int, j: int) -> int:
     u, v = x[start + PAD - i : stop + PAD - i], y[start + PAD - j : stop + PAD - j]
     for t in range(stop - start):
         total += np.int64(u[t]) * np.int64(v[t])
-    return total  # type: ignore[return-value]
+    return int(total)
 
 
 @njit
@@ -123,7 +123,7 @@ def _load(r: Floats, work: Floats) -> float:
     ridge = RIDGE * trace / n + PRIOR
     for i in range(n):
         work[0, i, i] += ridge
-    return ridge
+    return float(ridge)
 
 
 @njit
@@ -261,39 +261,41 @@ def begin_block(p: Predictor, reals: Floats, start: int, stop: int) -> None:
 
 
 @njit
-def _dot(w: Floats, x: Floats) -> float:
-    """Sum products in eight partial sums; the length is a multiple of 8."""
+def _dot(w: Floats, x: Floats, at: int) -> float:
+    """Sum ``w[i] * x[at + i]`` in eight partial sums; the length of `w` is a multiple of 8."""
     a, b, c, d, e, f, g, h = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     for i in range(0, w.size, 8):
-        a += w[i] * x[i]
-        b += w[i + 1] * x[i + 1]
-        c += w[i + 2] * x[i + 2]
-        d += w[i + 3] * x[i + 3]
-        e += w[i + 4] * x[i + 4]
-        f += w[i + 5] * x[i + 5]
-        g += w[i + 6] * x[i + 6]
-        h += w[i + 7] * x[i + 7]
-    return ((a + e) + (c + g)) + ((b + f) + (d + h))
+        k = at + i
+        a += w[i] * x[k]
+        b += w[i + 1] * x[k + 1]
+        c += w[i + 2] * x[k + 2]
+        d += w[i + 3] * x[k + 3]
+        e += w[i + 4] * x[k + 4]
+        f += w[i + 5] * x[k + 5]
+        g += w[i + 6] * x[k + 6]
+        h += w[i + 7] * x[k + 7]
+    return float(((a + e) + (c + g)) + ((b + f) + (d + h)))
 
 # %% ../../nbs/32_neural.prediction.ipynb #da8ae18e
 @njit
-def predict(p: Predictor, past: Floats, at: int) -> float:
+def predict(own: Floats, far: Floats, row: Floats, start: int, t: int) -> float:
     """Predict one sample.
 
     Parameters
     ----------
-    p : Predictor
-    past : float64 array, shape (own,)
-        The channel's last samples, oldest first.
-    at : int
-        Position in the present block.
+    own, far : float64 arrays
+        Of the `Predictor`.
+    row : float64 array, shape (time + 2 `PAD`,)
+        The channel's samples, of which the past is used.
+    start, t : int
+        First sample of the present block, and the sample to predict.
 
     Returns
     -------
     float
         The prediction. It may be anything, even NaN, on absurd input: the caller clips it.
     """
-    return _dot(p.own, past) + p.far[at]
+    return float(_dot(own, row, PAD + t - own.size) + far[t - start])
 
 # %% ../../nbs/32_neural.prediction.ipynb #1b958635
 SLOW = 0.3  # rate, per block, of the residual's power
@@ -357,13 +359,13 @@ def choose_neighbours(x: NDArray[Any], count: int) -> tuple[list[int], list[list
 @njit
 def residuals(p: Predictor, words: Words, reals: Floats, out: Floats) -> None:
     """Predict a whole known channel, ``p.rows[0]``, and write sample minus prediction to `out`, shape (time,)."""
-    me, own, stop = p.rows[0], p.own.size, 0
+    me, stop = p.rows[0], 0
     while stop < out.size:
         start = stop
         stop = block_end(start, p.far.size, out.size)
         begin_block(p, reals, start, stop)
         energy = 0.0
         for t in range(start, stop):
-            out[t] = reals[me, PAD + t] - predict(p, reals[me, PAD + t - own : PAD + t], t - start)
+            out[t] = reals[me, PAD + t] - predict(p.own, p.far, reals[me], start, t)
             energy += out[t] * out[t]
         end_block(p, words, start, stop, energy)

@@ -103,27 +103,27 @@ def residual_model(low: int, high: int, spread: float, rates: tuple[float, ...] 
     codes = n if n <= WINDOW else 0
     return Model(
         np.full(k, spread + 0.02),
-        np.array(rates),
+        np.array(rates, np.float64),
         np.full(k, STEPS / (spread + 0.02)),
         np.full((k, 2), 0.5 / k),
-        np.arange(codes + 1) + (low - 0.5),
+        np.arange(codes + 1, dtype=np.float64) + (low - 0.5),
         np.zeros(codes, np.int64),
     )
 
 
 @njit
-def _below(m: Model, d: float, table: Floats) -> float:
+def _below(scale: Floats, weight: Floats, d: float, table: Floats) -> float:
     """Probability of less than `d` above the prediction."""
     total = 0.0
-    for r in range(m.scale.size):
-        z = d * m.scale[r] + HALF
+    for r in range(scale.size):
+        z = d * scale[r] + HALF
         if z >= 2 * HALF:
-            total += m.weight[r, 0] + m.weight[r, 1]
+            total += weight[r, 0] + weight[r, 1]
         elif z > 0:
-            i = int(z)
-            f = z - i
-            a = m.weight[r, 0] * (table[i, 0] + f * (table[i + 1, 0] - table[i, 0]))
-            b = m.weight[r, 1] * (table[i, 1] + f * (table[i + 1, 1] - table[i, 1]))
+            i = np.uint64(z)
+            f, k = z - float(i), i + np.uint64(1)
+            a = weight[r, 0] * (table[i, 0] + f * (table[k, 0] - table[i, 0]))
+            b = weight[r, 1] * (table[i, 1] + f * (table[k, 1] - table[i, 1]))
             total += a + b
     return total
 
@@ -132,17 +132,22 @@ def _below(m: Model, d: float, table: Floats) -> float:
 def _expert(z: float, k: int, table: Floats) -> float:
     if z >= 2 * HALF:
         return 1.0
-    i = int(max(z, 0.0))
-    return float(table[i, k] + (z - i) * (table[i + 1, k] - table[i, k])) if z > 0 else 0.0
+    if not z > 0:
+        return 0.0
+    i = np.uint64(z)
+    return float(table[i, k] + (z - float(i)) * (table[i + np.uint64(1), k] - table[i, k]))
 
 
 @njit
-def learn(m: Model, low: float, high: float, table: Floats, share: float) -> None:
+def learn(
+    spread: Floats, rates: Floats, scale: Floats, weight: Floats, low: float, high: float, table: Floats, share: float
+) -> None:
     """Learn from a sample that was found between `low` and `high` above the prediction.
 
     Parameters
     ----------
-    m : Model
+    spread, rates, scale, weight : arrays
+        Of the `Model`.
     low, high : float
         Edges of the code, minus the prediction.
     table : float64 array
@@ -151,74 +156,76 @@ def learn(m: Model, low: float, high: float, table: Floats, share: float) -> Non
         Part of the weights that is spread evenly over the experts.
     """
     total = 0.0
-    for r in range(m.scale.size):
-        a, b = low * m.scale[r] + HALF, high * m.scale[r] + HALF
+    for r in range(scale.size):
+        a, b = low * scale[r] + HALF, high * scale[r] + HALF
         for k in range(2):
-            m.weight[r, k] *= _expert(b, k, table) - _expert(a, k, table) + 1e-7
-            total += m.weight[r, k]
-    deviation, even = abs(0.5 * (low + high)), share / (2 * m.scale.size)
-    for r in range(m.scale.size):
-        m.weight[r, 0] = m.weight[r, 0] * ((1.0 - share) / total) + even
-        m.weight[r, 1] = m.weight[r, 1] * ((1.0 - share) / total) + even
-        m.spread[r] = max(m.spread[r] + m.rates[r] * (deviation - m.spread[r]), 0.02)
-        m.scale[r] = STEPS / m.spread[r]
+            weight[r, k] *= _expert(b, k, table) - _expert(a, k, table) + 1e-7
+            total += weight[r, k]
+    deviation, even = abs(0.5 * (low + high)), share / (2 * scale.size)
+    for r in range(scale.size):
+        weight[r, 0] = weight[r, 0] * ((1.0 - share) / total) + even
+        weight[r, 1] = weight[r, 1] * ((1.0 - share) / total) + even
+        spread[r] = max(spread[r] + rates[r] * (deviation - spread[r]), 0.02)
+        scale[r] = STEPS / spread[r]
 
 # %% ../../nbs/33_neural.residuals.ipynb #63e6be99
 class Window(NamedTuple):
-    """Symbols of one sample: `count` of them, the first at code `first` << `shift`; `mu` is the prediction."""
+    """Symbols of one sample: `symbols` of them, the first at code `first` << `shift`; `mu` is the prediction."""
 
-    count: int
+    symbols: int
     first: int
     shift: int
     mu: float
 
 
 @njit
-def _window(m: Model, low: int, mu: float) -> Window:
-    if m.counts.size:
-        return Window(m.counts.size, low, 0, mu)
-    shift, spread = 0, m.spread[-2]
-    while spread > 64.0:
-        spread *= 0.5
+def _window(spread: Floats, counts: Ints, low: int, mu: float) -> Window:
+    if counts.size:
+        return Window(counts.size, low, 0, mu)
+    shift, wide = 0, spread[-2]
+    while wide > 64.0:
+        wide *= 0.5
         shift += 1
     return Window(WINDOW, (int(np.floor(mu)) >> shift) - WINDOW // 2, shift, mu)
 
 
 @njit
-def _edge(m: Model, w: Window, j: int) -> float:
+def _edge(edges: Floats, w: Window, j: int) -> float:
     """Lower edge of symbol j, minus the prediction."""
-    return float(m.edges[j] if m.counts.size else float((w.first + j) << w.shift) - 0.5) - w.mu
+    return float(edges[j] if edges.size > 1 else float((w.first + j) << w.shift) - 0.5) - w.mu
 
 
 @njit
-def _cumulative(m: Model, w: Window, j: int, table: Floats) -> int:
+def _cumulative(scale: Floats, weight: Floats, edges: Floats, w: Window, j: int, table: Floats) -> int:
     """Units of 2**-24 below symbol j; at least one for each symbol."""
     if j <= 0:
         return 0
-    if j >= w.count:
+    if j >= w.symbols:
         return 1 << TOTAL_BITS
-    return int(_below(m, _edge(m, w, j), table) * ((1 << TOTAL_BITS) - w.count)) + j
+    return int(_below(scale, weight, _edge(edges, w, j), table) * ((1 << TOTAL_BITS) - w.symbols)) + j
 
 
 @njit
-def _search(m: Model, w: Window, at: int, j: int, table: Floats) -> tuple[int, int, int]:
+def _search(
+    scale: Floats, weight: Floats, edges: Floats, w: Window, at: int, j: int, table: Floats
+) -> tuple[int, int, int]:
     """Find the symbol that covers `at`: gallop from `j`, then bisect. Returns it and its two cumulatives."""
-    j = min(max(j, 0), w.count - 1)
-    c, step = _cumulative(m, w, j, table), 1
+    j = min(max(j, 0), w.symbols - 1)
+    c, step = _cumulative(scale, weight, edges, w, j, table), 1
     low, below, high, above = j, c, j, c
     while above <= at:
         low, below = high, above
-        high = min(high + step, w.count)
-        above = _cumulative(m, w, high, table)
+        high = min(high + step, w.symbols)
+        above = _cumulative(scale, weight, edges, w, high, table)
         step *= 2
     while below > at:
         high, above = low, below
         low = max(low - step, 0)
-        below = _cumulative(m, w, low, table)
+        below = _cumulative(scale, weight, edges, w, low, table)
         step *= 2
     while high - low > 1:
         middle = (low + high) >> 1
-        c = _cumulative(m, w, middle, table)
+        c = _cumulative(scale, weight, edges, w, middle, table)
         if c <= at:
             low, below = middle, c
         else:
@@ -248,19 +255,32 @@ def encode_sample(
     share : float
         See `learn`.
     """
-    w = _window(m, low, mu)
-    j = min(max((x >> w.shift) - w.first, 0), w.count - 1)
-    below = _cumulative(m, w, j, table)
-    encode(state, buffer, below, _cumulative(m, w, j + 1, table) - below, TOTAL_BITS)
-    a, b = _edge(m, w, j), _edge(m, w, j + 1)
-    if m.counts.size:
-        m.counts[j] += 1
+    spread, rates, scale, weight, edges, counts = m
+    w = _window(spread, counts, low, mu)
+    j = min(max((x >> w.shift) - w.first, 0), w.symbols - 1)
+    below = _cumulative(scale, weight, edges, w, j, table)
+    encode(state, buffer, below, _cumulative(scale, weight, edges, w, j + 1, table) - below, TOTAL_BITS)
+    if counts.size:
+        counts[j] += 1
     else:
-        if j == 0 or j == w.count - 1:
+        if j == 0 or j == w.symbols - 1:
             encode_escape(state, buffer, abs((x >> w.shift) - w.first - j))
         if w.shift:
             encode(state, buffer, x & ((1 << w.shift) - 1), 1, w.shift)
-    learn(m, a, b, table, share)
+    learn(spread, rates, scale, weight, _edge(edges, w, j), _edge(edges, w, j + 1), table, share)
+
+
+@njit
+def _low_bits(state: State, buffer: Bytes, w: Window, j: int) -> int:
+    """Read what follows the symbol of a channel without a table of codes."""
+    x = w.first + j
+    if j == 0 or j == w.symbols - 1:
+        far = int(decode_escape(state, buffer))
+        x += far if j else -far
+    bits = int(peek(state, w.shift)) if w.shift else 0
+    if w.shift:
+        skip(state, buffer, bits, 1, w.shift)
+    return (x << w.shift) + bits
 
 
 @njit
@@ -268,27 +288,20 @@ def decode_sample(
     state: State, buffer: Bytes, m: Model, low: int, mu: float, table: Floats, share: float, guess: Floats
 ) -> int:
     """Decode what `encode_sample` wrote; `guess` is `quantiles`."""
-    w = _window(m, low, mu)
-    at = peek(state, TOTAL_BITS)
-    spread = 0.0
-    for r in range(m.spread.size):
-        spread += (m.weight[r, 0] + m.weight[r, 1]) * m.spread[r]
-    near = min(max(mu + guess[at >> 14] * spread, -1e9), 1e9)
-    j, below, above = _search(m, w, at, (int(np.floor(near + 0.5)) >> w.shift) - w.first, table)
+    spread, rates, scale, weight, edges, counts = m
+    w = _window(spread, counts, low, mu)
+    at = int(peek(state, TOTAL_BITS))
+    near = 0.0
+    for r in range(spread.size):
+        near += (weight[r, 0] + weight[r, 1]) * spread[r]
+    near = min(max(mu + guess[at >> 14] * near, -1e9), 1e9)
+    j, below, above = _search(scale, weight, edges, w, at, (int(np.floor(near + 0.5)) >> w.shift) - w.first, table)
     skip(state, buffer, below, above - below, TOTAL_BITS)
-    a, b, x = _edge(m, w, j), _edge(m, w, j + 1), w.first + j
-    if m.counts.size:
-        m.counts[j] += 1
-    else:
-        if j == 0 or j == w.count - 1:
-            far = decode_escape(state, buffer)
-            x += far if j else -far
-        bits = peek(state, w.shift) if w.shift else 0
-        if w.shift:
-            skip(state, buffer, bits, 1, w.shift)
-        x = (x << w.shift) + bits
-    learn(m, a, b, table, share)
-    return x
+    learn(spread, rates, scale, weight, _edge(edges, w, j), _edge(edges, w, j + 1), table, share)
+    if counts.size:
+        counts[j] += 1
+        return low + j
+    return _low_bits(state, buffer, w, j)
 
 # %% ../../nbs/33_neural.residuals.ipynb #b3c658b0
 EVIDENCE, REACH = 20.0, 4  # prior count of each code; half-width of the box, applied twice

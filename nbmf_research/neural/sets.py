@@ -89,7 +89,7 @@ class BenchmarkSet:
             )
         yield from self.load(folder)
 
-
+# %% ../../nbs/30_neural.sets.ipynb #ed40c22c
 SETS: dict[str, BenchmarkSet] = {}
 
 

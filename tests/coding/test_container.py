@@ -32,6 +32,9 @@ GOLDEN = Path(__file__).parent / "golden"
 # An independent decoder, written from the format page alone (no import of the package) -------------------------------
 
 
+KINDS = dict(zip(("int8", "uint8", "int16", "uint16", "int32", "uint32", "float32", "float64"), "bBhHiIfd"))
+
+
 def slow_crc(data: bytes, value: int = 0) -> int:
     value ^= 0xFFFFFFFF
     for byte in data:
@@ -66,7 +69,7 @@ def chunk(data: bytes, at: int, seed: int) -> tuple[str, bytes, bytes, int, int]
 
 def decode_samples(codec: str, body: bytes, n: int, width: int, dtype: str) -> list[list]:
     """Rows of samples, of the two codecs that the page defines."""
-    kind = {"int8": "b", "uint8": "B", "int16": "h", "uint16": "H", "int32": "i", "uint32": "I", "float32": "f", "float64": "d"}[dtype]
+    kind = KINDS[dtype]
     if codec == "raw":
         flat = struct.unpack(f"<{n * width}{kind}", body)
         return [list(flat[i * width : (i + 1) * width]) for i in range(n)]
@@ -133,8 +136,11 @@ def independent_decode(data: bytes, dictionary: bytes) -> tuple[dict, list[list]
         assert fields == [start, n, group, codec]
         block = decode_samples(codecs[codec], body, n, len(groups[group]), header.get("dtype", "int16"))
         if flags & 1:
-            kind = {"int8": "b", "uint8": "B", "int16": "h", "uint16": "H", "int32": "i", "uint32": "I", "float32": "f", "float64": "d"}[header.get("dtype", "int16")]
-            assert slow_crc(b"".join(struct.pack(f"<{len(r)}{kind}", *r) for r in block)) == struct.unpack_from("<I", head, q)[0]
+            kind = KINDS[header.get("dtype", "int16")]
+            assert (
+                slow_crc(b"".join(struct.pack(f"<{len(r)}{kind}", *r) for r in block))
+                == struct.unpack_from("<I", head, q)[0]
+            )
         while len(rows) < start + n:
             rows.append([None] * n_channels)
         for i, row in enumerate(block):
@@ -266,7 +272,11 @@ def test_what_is_written_is_read(dtype, pieces, n_channels, block, groups, wild,
 
 
 numbers = st.floats(-1e200, 1e200)
-json_values = st.recursive(st.none() | st.booleans() | st.integers(-(10**12), 10**12) | numbers | st.text(max_size=8), lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=5), v, max_size=3), max_leaves=6)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**12), 10**12) | numbers | st.text(max_size=8),
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=5), v, max_size=3),
+    max_leaves=6,
+)
 
 
 @settings(deadline=None, max_examples=80)
@@ -328,7 +338,17 @@ def test_it_is_a_reader_of_recordings() -> None:
     from nbmf_research.neural.recordings import Reader, check_recording, positions, recording
 
     xyz = np.array([[0, 0, np.nan], [0, 20, np.nan], [np.nan] * 3])
-    x = recording(wave(400, 3, "uint16"), 1000.0, units="uV", gain=[0.5, 0.5, 1.0], offset=-3.0, native_bits=12, positions=xyz, t_start=2.0, name="r")
+    x = recording(
+        wave(400, 3, "uint16"),
+        1000.0,
+        units="uV",
+        gain=[0.5, 0.5, 1.0],
+        offset=-3.0,
+        native_bits=12,
+        positions=xyz,
+        t_start=2.0,
+        name="r",
+    )
     x.attrs["format"] = "made up"
     m = c.from_recording(x)
     assert m.source == {"format": "made up"} and m.offset == (-3.0,) and len(m.gain) == 3
@@ -355,6 +375,8 @@ def test_random_access_reads_only_the_blocks_it_needs(tmp_path) -> None:
         assert s.bytes_read - opened < 500 * 2 * 2 + 40  # one block of one group
         opened = s.bytes_read
         s.read(10_200, 10_200)
+        for at in range(10_000, 10_500, 50):  # small steps decode a block once
+            assert (s.read(at, at + 50, [4]) == x[at : at + 50, 4:5]).all()
         assert s.bytes_read == opened
 
 
@@ -385,7 +407,10 @@ class Wrong(c.ZlibBlock):
 
 def test_a_codec_that_lies_stops_the_writer(tmp_path) -> None:
     Wrong.calls = 1
-    with pytest.raises(NbmfError, match="does not give back"), c.create_stream(tmp_path / "a.nbmf", c.Metadata(1.0), codecs=[Wrong()]) as w:
+    with (
+        pytest.raises(NbmfError, match="does not give back"),
+        c.create_stream(tmp_path / "a.nbmf", c.Metadata(1.0), codecs=[Wrong()]) as w,
+    ):
         w.append(np.arange(100, dtype=np.int16))
     assert list(tmp_path.iterdir()) == []
 
@@ -420,7 +445,9 @@ def test_a_codec_comes_from_an_entry_point(monkeypatch) -> None:
         def load(self):
             c.BLOCK_CODECS._factories["late"] = c.ZlibBlock
 
-    monkeypatch.setattr(c.packages, "entry_points", lambda group, name: [Point()] if (group, name) == (c.ENTRY_POINTS, "late") else [])
+    monkeypatch.setattr(
+        c.packages, "entry_points", lambda group, name: [Point()] if (group, name) == (c.ENTRY_POINTS, "late") else []
+    )
     assert isinstance(c.create_block_codec("late"), c.ZlibBlock)
     del c.BLOCK_CODECS._factories["late"]
     with pytest.raises(InputError, match="no block codec"):
@@ -529,7 +556,14 @@ def test_kill_9_leaves_no_half_file_and_resume_goes_on(tmp_path) -> None:
     first = run_and_kill("resume", path, 60)
     assert int(first.split()[1]) > 0 and not path.exists()
     x = killed_samples()
-    with c.create_stream(path, c.Metadata(1000.0, ("a", "b"), name="killed"), codecs=[c.ZlibBlock()], block_samples=500, groups=1, resume=True) as w:
+    with c.create_stream(
+        path,
+        c.Metadata(1000.0, ("a", "b"), name="killed"),
+        codecs=[c.ZlibBlock()],
+        block_samples=500,
+        groups=1,
+        resume=True,
+    ) as w:
         assert w.n_time > int(first.split()[1])
         w.append(x[w.n_time :])
     assert [p.name for p in tmp_path.iterdir()] == ["a.nbmf"]
@@ -597,11 +631,23 @@ def test_two_writers_of_one_file_are_refused(tmp_path) -> None:
     assert c.open_stream(tmp_path / "a.nbmf").n_time == 4
 
 
+def test_a_target_that_cannot_be_written_is_refused_at_once(tmp_path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_bytes(b"")
+    for target in ("folder", "file/a.nbmf"):
+        with pytest.raises(InputError, match="folder|cannot be written"):
+            c.create_stream(tmp_path / target, c.Metadata(1.0))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
 def test_a_full_disk_leaves_no_file(tmp_path, monkeypatch) -> None:
     def full(self, data):
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space"), c.create_stream(tmp_path / "a.nbmf", c.Metadata(1.0), block_samples=10) as w:
+    with (
+        pytest.raises(OSError, match="No space"),
+        c.create_stream(tmp_path / "a.nbmf", c.Metadata(1.0), block_samples=10) as w,
+    ):
         monkeypatch.setattr(c._Log, "write", full)
         w.append(np.zeros(100, np.int16))
     assert list(tmp_path.iterdir()) == []
@@ -626,7 +672,8 @@ def built() -> tuple[bytes, np.ndarray, bytes]:
 
 def test_the_report_names_what_is_lost() -> None:
     stream, x, _ = built()
-    frames = [f for f, _ in c._scan(c._Source(stream), c.open_stream(stream)._blocks.opening.seed, c.open_stream(stream)._blocks.opening.begin)]
+    opening = c.open_stream(stream)._blocks.opening
+    frames = [f for f, _ in c._scan(c._Source(stream), opening.seed, opening.begin)]
     third = [f for f in frames if f.tag == "B"][5]  # samples 100..150 of the second group
     for at in (third.body_at + 3, third.at + 4, third.at, third.end - 1):
         bad = stream[:at] + bytes([stream[at] ^ 16]) + stream[at + 1 :]
@@ -634,7 +681,11 @@ def test_the_report_names_what_is_lost() -> None:
             s = c.open_stream(data, recover=recover)
             report = s.verify()
             (loss,) = report.losses
-            assert (loss.start, loss.stop, loss.channels) == (100, 150, (2, 3)) and not report.ok and "100..150" in str(report)
+            assert (
+                (loss.start, loss.stop, loss.channels) == (100, 150, (2, 3))
+                and not report.ok
+                and "100..150" in str(report)
+            )
             y = s.read(on_error="mask")
             assert y.mask[100:150, 2:].all() and y.mask.sum() == 100 and (y.compressed() == x[~y.mask]).all()
             assert (s.read(channels=[0, 1]) == x[:, :2]).all() and (s.read(150)[:, 2] == x[150:, 2]).all()
@@ -668,7 +719,9 @@ def corrupt(rng: random.Random, good: bytes, other: bytes) -> bytes:
     elif kind == 3:
         at = rng.choice([6, n - 12, n - 60, a])
         at = max(0, at + rng.randrange(-4, 40))
-        data[at : at + rng.randrange(1, 9)] = bytes(rng.choice([0xFF, 0x7F, 0x80, 0]) for _ in range(rng.randrange(1, 9)))
+        data[at : at + rng.randrange(1, 9)] = bytes(
+            rng.choice([0xFF, 0x7F, 0x80, 0]) for _ in range(rng.randrange(1, 9))
+        )
     elif kind == 4:
         data[a:short] = bytes(short - a)
     elif kind == 5:
@@ -690,7 +743,11 @@ def check_corruption(data: bytes, good: bytes, other: bytes, x: np.ndarray) -> s
         y = s.read(on_error="mask")
         s.verify(), s.info(blocks=True)
         right = x if s._blocks.opening.chunk in good else x[::-1]
-        assert y.shape == x.shape and (y.compressed() == right[~y.mask]).all() and s.metadata.channels == ("a", "b", "c", "d")
+        assert (
+            y.shape == x.shape
+            and (y.compressed() == right[~y.mask]).all()
+            and s.metadata.channels == ("a", "b", "c", "d")
+        )
         outcome = "masked" if y.mask.any() else "right"
     except StreamError:
         pass
@@ -709,7 +766,13 @@ def check_corruption(data: bytes, good: bytes, other: bytes, x: np.ndarray) -> s
 
 def corruptions(count: int, seed: int) -> dict[str, int]:
     good, x, twin = built()
-    stranger = c.pack_stream(x[::-1].copy(), c.Metadata(1000.0, ("a", "b", "c", "d"), "uV", name="y"), codecs=[c.ZlibBlock()], block_samples=50, groups=2)
+    stranger = c.pack_stream(
+        x[::-1].copy(),
+        c.Metadata(1000.0, ("a", "b", "c", "d"), "uV", name="y"),
+        codecs=[c.ZlibBlock()],
+        block_samples=50,
+        groups=2,
+    )
     rng, outcomes = random.Random(seed), {}
     for i in range(count):
         other = (twin, stranger)[i % 2]
@@ -723,7 +786,10 @@ def corruptions(count: int, seed: int) -> dict[str, int]:
 
 def test_random_corruptions() -> None:
     outcomes = corruptions(600, 0)
-    assert sum(v for k, v in outcomes.items() if "recovered" in k) > 100 and sum(v for k, v in outcomes.items() if "masked" in k) > 30
+    assert (
+        sum(v for k, v in outcomes.items() if "recovered" in k) > 100
+        and sum(v for k, v in outcomes.items() if "masked" in k) > 30
+    )
 
 
 @pytest.mark.slow
@@ -747,11 +813,23 @@ def test_memory_is_bounded_under_corruption() -> None:
 # Hostile: checksums right, content not -----------------------------------------------------------------------------------
 
 
-def forge(header: dict | bytes, blocks: list[tuple[bytes, bytes]] = (), index: bytes | None = None, *, size: int | None = None, version: int = 1) -> bytes:
+def forge(
+    header: dict | bytes,
+    blocks: list[tuple[bytes, bytes]] = (),
+    index: bytes | None = None,
+    *,
+    size: int | None = None,
+    version: int = 1,
+) -> bytes:
     """A stream with right checksums and any content; blocks are (head, body)."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     preamble = c.MAGIC + bytes([version])
-    head = c._chunk(b"H", c._varint(len(text) if size is None else size) + bytes(4), c._deflate(text, c.DICTIONARY), c.crc32c(preamble))
+    head = c._chunk(
+        b"H",
+        c._varint(len(text) if size is None else size) + bytes(4),
+        c._deflate(text, c.DICTIONARY),
+        c.crc32c(preamble),
+    )
     seed, out, rows = struct.unpack("<I", head[-4:])[0], preamble + head, []
     for b, body in blocks:
         data = c._chunk(b"B", b, body, seed)
