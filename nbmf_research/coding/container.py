@@ -1085,7 +1085,7 @@ class _Log:
         """Write copy of the header, index and trailer, and close."""
         if not self.at:
             self.begin(0)
-        if len(self.opening.chunk) * 1000 <= self.at - self.fresh:
+        if len(self.opening.chunk) * 2000 <= self.at - self.fresh:
             self.write(self.opening.chunk)
         _sync(self.file)  # the blocks before the index that names them
         self.write(_index_and_trailer(_Table.of(self.rows, self.gaps), self.opening))

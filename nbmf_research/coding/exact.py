@@ -33,11 +33,11 @@ __all__ = ['Ints', 'Floor', 'A', 'LIMIT', 'FACTOR', 'WIDE', 'MAX_SHIFT', 'LAYERS
            'GATE_OUT', 'STATE_GRID', 'VIEW_GRID', 'FORMAT', 'ExactnessError', 'Span', 'as_integers', 'half', 'affine',
            'ExactModule', 'refuse_overflow', 'ExactRequantise', 'ExactTable', 'look_up', 'Geometry', 'views', 'unfold',
            'product', 'weight_matrix', 'interleave', 'ExactProduct', 'ExactConv1d', 'ExactLinear', 'gru_step',
-           'gru_scan', 'gru_reference', 'ExactGRU', 'exact_arithmetic', 'Chain', 'known_input', 'answer_hash',
-           'answers', 'reach', 'check_input', 'ExactSequential', 'Grid', 'straight', 'straight_floor', 'finest', 'Twin',
-           'magnitudes', 'scaled', 'TwinProduct', 'TwinConv1d', 'TwinLinear', 'make_table', 'straight_look_up',
-           'TwinTable', 'TwinGRU', 'TwinSequential', 'export', 'model_hash', 'to_bytes', 'from_bytes', 'save_exact',
-           'load_exact']
+           'gru_scan', 'gru_reference', 'CellParameters', 'ExactGRU', 'exact_arithmetic', 'Chain', 'known_input',
+           'answer_hash', 'answers', 'reach', 'check_input', 'ExactSequential', 'Grid', 'straight', 'straight_floor',
+           'finest', 'Twin', 'magnitudes', 'scaled', 'TwinProduct', 'TwinConv1d', 'TwinLinear', 'make_table',
+           'straight_look_up', 'TwinTable', 'TwinGRU', 'TwinSequential', 'export', 'model_hash', 'to_bytes',
+           'from_bytes', 'save_exact', 'load_exact']
 
 # %% ../../nbs/05_coding.exact.ipynb #c2da32eb
 Ints: TypeAlias = NDArray[np.int64]
@@ -617,9 +617,8 @@ def _check_cell(p: dict[str, Ints]) -> None:
         raise InputError("gate tables hold 0..256, candidate tables -2**14..2**14")
 
 # %% ../../nbs/05_coding.exact.ipynb #1a90e0fc
-@LAYERS.register("gru")
-class ExactGRU(ExactModule):
-    """Gated recurrent cell over time: 15-bit state, 8-bit products and outputs.
+class CellParameters(ExactModule):
+    """Parameters of the gated recurrent cell.
 
     Parameters
     ----------
@@ -659,6 +658,11 @@ class ExactGRU(ExactModule):
             weight=p["weight"], u=p["recurrent"], offset=p["bias"] + half(p["shift"]), scale=np.ldexp(1.0, -p["shift"])
         )
         self.carry(gate_table=p["gate"], candidate_table=p["candidate"])
+
+# %% ../../nbs/05_coding.exact.ipynb #90be856b
+@LAYERS.register("gru")
+class ExactGRU(CellParameters):
+    """Gated recurrent cell over time: 15-bit state, 8-bit products and outputs; parameters as for `CellParameters`."""
 
     def bound(self, span: Span) -> Ints:
         """Input part, recurrent part and offset, per row."""
@@ -746,7 +750,8 @@ class Chain(ExactModule):
     layers : sequence of ExactModule
         Chains inside are flattened.
     span : (int, int)
-        Lowest and highest input that the proof is made for.
+        Lowest and highest input that the proof is made for. `InputError` names the layer and the channel that could overflow.
+        The attribute `spans` then holds the input's and each layer's output's.
     """
 
     def __init__(self, layers: Sequence[ExactModule], span: Sequence[int]) -> None:
@@ -894,15 +899,8 @@ class ExactSequential(Chain):
 
     Attributes
     ----------
-    spans : list of Span
-        Of the input and of each layer's output.
     fallback : bool
         True if a self-test failed: then the reference does the work.
-
-    Raises
-    ------
-    InputError
-        If a partial sum could leave exact arithmetic: the message names layer and channel. Or if layers do not fit together.
     """
 
     def __init__(
@@ -919,13 +917,7 @@ class ExactSequential(Chain):
         self._tested: set[tuple[str, torch.dtype]] = set()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Integers out for integers in; (batch, channel, time), or (batch, channel) for one time step.
-
-        Raises
-        ------
-        InputError
-            If `x` is not float32 (float64 after ``.double()``), not whole, or outside the proven span.
-        """
+        """Integers out for integers in, checked; (batch, channel, time), or (batch, channel) for one time step."""
         if _tracing():
             return self.compute(x)
         check_input(self, x)
@@ -1040,14 +1032,11 @@ class TwinProduct(Twin):
     ----------
     channels, outputs, kernel : int
         Shape of the weights.
-    relu : bool
-        Clip outputs to [0, 255] instead of ±127.
-    bits : int
-        Of the outputs; 9 to 16 make the next layer work in two passes.
+    relu, bits
+        Outputs are clipped to [0, 2**bits - 1] or to ±(2**(bits - 1) - 1); 9 to 16 bits make the next layer work in two passes.
     grid : Grid, optional
         A fixed output grid, for a table or the last layer; else it follows the values.
-    geometry
-        stride, dilation, padding, up: see `Geometry`.
+    geometry : stride, dilation, padding, up; see `Geometry`.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from typing import Any, ClassVar, TypeAlias
 
@@ -25,7 +26,7 @@ from nbmf_research.coding.rangecoder import (
     peek,
     skip,
 )
-from ..core import StreamError, njit
+from ..core import InputError, StreamError, njit
 from .codec import Codec, Kind, Samples, register_codec
 from nbmf_research.neural.prediction import (
     MAX_MAGNITUDE,
@@ -54,8 +55,9 @@ from nbmf_research.neural.residuals import (
 )
 
 # %% auto #0
-__all__ = ['Array', 'SHARE', 'EDGES_EVERY', 'RAW', 'PLAIN', 'LATTICE', 'WHOLE', 'PATTERN', 'SINGLE', 'FEW', 'MANY', 'Plan',
-           'encode_block', 'decode_block', 'to_integers', 'from_integers', 'Adaptive', 'Max', 'Balanced']
+__all__ = ['Array', 'SHARE', 'EDGES_EVERY', 'RAW', 'PLAIN', 'LATTICE', 'WHOLE', 'PATTERN', 'SINGLE', 'FEW', 'MANY', 'STEP',
+           'CODES', 'FINE', 'Plan', 'encode_block', 'decode_block', 'to_integers', 'from_integers', 'Adaptive', 'Max',
+           'Balanced', 'Bounded']
 
 # %% ../../nbs/34_neural.lossless.ipynb #31b24d31
 Array: TypeAlias = NDArray[Any]
@@ -129,6 +131,7 @@ def _encode_channel(
     reals: Floats,
     low: int,
     high: int,
+    reach: int,
     curved: bool,
     table: Floats,
 ) -> None:
@@ -141,7 +144,14 @@ def _encode_channel(
         energy = 0.0
         for t in range(start, stop):
             mu = _clip(predict(own, far, real, start, t), low, high)
-            encode_sample(state, buffer, m, int(row[PAD + t]), low, mu, table, SHARE)
+            if reach:
+                near = int(np.floor(mu + 0.5))
+                k = (int(row[PAD + t]) - near + reach) // (2 * reach + 1)
+                encode_sample(state, buffer, m, k, low, 0.0, table, SHARE)
+                row[PAD + t] = near + k * (2 * reach + 1)
+                real[PAD + t] = row[PAD + t]
+            else:
+                encode_sample(state, buffer, m, int(row[PAD + t]), low, mu, table, SHARE)
             energy += (real[PAD + t] - mu) * (real[PAD + t] - mu)
         if stop < total:
             end_block(p, words, start, stop, energy)
@@ -160,6 +170,7 @@ def _decode_channel(
     reals: Floats,
     low: int,
     high: int,
+    reach: int,
     curved: bool,
     table: Floats,
     guess: Floats,
@@ -173,7 +184,11 @@ def _decode_channel(
         energy = 0.0
         for t in range(start, stop):
             mu = _clip(predict(own, far, real, start, t), low, high)
-            row[PAD + t] = decode_sample(state, buffer, m, low, mu, table, SHARE, guess)
+            if reach:
+                k = decode_sample(state, buffer, m, low, 0.0, table, SHARE, guess)
+                row[PAD + t] = int(np.floor(mu + 0.5)) + k * (2 * reach + 1)
+            else:
+                row[PAD + t] = decode_sample(state, buffer, m, low, mu, table, SHARE, guess)
             real[PAD + t] = row[PAD + t]
             energy += (real[PAD + t] - mu) * (real[PAD + t] - mu)
         if stop < total:
@@ -259,7 +274,7 @@ def _check_side(s: _Side) -> _Side:
     return s
 
 # %% ../../nbs/34_neural.lossless.ipynb #c65e3659
-def _machines(plan: Plan, s: _Side, last: Predictor | None) -> tuple[Predictor, Model]:
+def _machines(plan: Plan, s: _Side, last: Predictor | None, reach: int) -> tuple[Predictor, Model]:
     """Predictor and residual model of a channel; the predictor starts from `last`, a tenth of its evidence, if that looks alike."""
     groups = regressors(plan.own, len(s.near), plan.ahead, plan.behind)
     alike = last is not None and plan.flags & 2 and last.groups.shape == groups.shape
@@ -267,6 +282,8 @@ def _machines(plan: Plan, s: _Side, last: Predictor | None) -> tuple[Predictor, 
     p = predictor(
         [s.channel, *s.near], groups, 1.0 - 1.0 / plan.memory, 1 << plan.log_block, 1.5 * float(s.spread) ** 2, start
     )
+    if reach:  # multiples of a step: as many as there may be
+        return p, residual_model(-MAX_MAGNITUDE, MAX_MAGNITUDE, float(s.spread) / (2 * reach + 1))
     return p, residual_model(s.low, s.high, float(s.spread))
 
 
@@ -304,7 +321,7 @@ def _unpack_low(block: bytes, shape: tuple[int, int]) -> tuple[NDArray[np.int64]
     return (bits.astype(np.int64) << np.arange(drop)).sum(1).reshape(shape), at + size
 
 # %% ../../nbs/34_neural.lossless.ipynb #a8b4a078
-def encode_block(x: Array, plan: Plan) -> bytes:
+def encode_block(x: Array, plan: Plan, reach: int = 0) -> bytes:
     """Code a block of integers.
 
     Parameters
@@ -313,6 +330,8 @@ def encode_block(x: Array, plan: Plan) -> bytes:
         Samples or codes, at most 32 bits.
     plan : Plan
         Parameters of the predictor.
+    reach : int
+        Largest error of any sample; 0 is lossless. Needs samples that span less than 2**26.
 
     Returns
     -------
@@ -324,12 +343,27 @@ def encode_block(x: Array, plan: Plan) -> bytes:
     words = padded(((wide - base) >> drop).T)
     reals, c, left, last = words.astype(np.float64), _Coder(), list(range(x.shape[1])), None
     done: list[_Side] = []
+    if reach and drop:
+        raise InputError("an error bound needs samples that span less than 2**26")
+    c.number(reach)
     for side in _sides(wide, words, base, plan):
         s = _code_side(c, plan, done, left, side)
         if s.low < s.high:
-            last, m = _machines(plan, s, last)
+            last, m = _machines(plan, s, last, reach)
             c.reserve(16 * len(x) + 64)
-            _encode_channel(c.state, c.buffer, last, m, words, reals, s.low, s.high, bool(plan.flags & 1), shapes())
+            _encode_channel(
+                c.state,
+                c.buffer,
+                last,
+                m,
+                words,
+                reals,
+                s.low,
+                s.high,
+                reach,
+                bool(plan.flags & 1) and not reach,
+                shapes(),
+            )
         left.remove(s.channel)
         done.append(s)
     return plan.pack() + bytes([drop]) + _pack_low(wide - base, drop) + c.finish()
@@ -359,14 +393,26 @@ def decode_block(block: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> 
     low, at = _unpack_low(block, shape)
     c, left, last = _Coder(block[at:]), list(range(shape[1])), None
     done: list[_Side] = []
+    reach = min(max(c.number(), 0), MAX_MAGNITUDE)
     words = padded(np.zeros((shape[1], shape[0]), np.int32))
     reals, base = words.astype(np.float64), np.zeros(shape[1], np.int64)
     while left:
         s = _check_side(_code_side(c, plan, done, left, None))
         if s.low < s.high:
-            last, m = _machines(plan, s, last)
+            last, m = _machines(plan, s, last, reach)
             _decode_channel(
-                c.state, c.buffer, last, m, words, reals, s.low, s.high, bool(plan.flags & 1), shapes(), quantiles()
+                c.state,
+                c.buffer,
+                last,
+                m,
+                words,
+                reals,
+                s.low,
+                s.high,
+                reach,
+                bool(plan.flags & 1) and not reach,
+                shapes(),
+                quantiles(),
             )
         else:
             words[s.channel, PAD:-PAD] = reals[s.channel, PAD:-PAD] = s.low
@@ -481,13 +527,13 @@ class Adaptive(Codec):
         payload = head + encode_block(codes, self.choose(codes))
         return payload if len(payload) < x.nbytes else bytes([RAW]) + x.tobytes()
 
-    def choose(self, codes: Array) -> Plan:
+    def choose(self, codes: Array, reach: int = 0) -> Plan:
         """Return the plan that codes an excerpt shortest."""
         plans = self.plans(codes.shape[1])
         if len(plans) == 1:
             return plans[0]
         piece = codes[: self.excerpt]
-        return min(plans, key=lambda plan: len(encode_block(piece, plan)))
+        return min(plans, key=lambda plan: len(encode_block(piece, plan, reach)))
 
     def decode(self, payload: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> Samples:
         """Decode a payload.
@@ -502,11 +548,15 @@ class Adaptive(Codec):
                 raise StreamError(f"{len(payload) - 1} stored bytes do not make {shape} samples of {dtype}")
             return np.frombuffer(payload, dtype, offset=1).reshape(shape)
         try:
-            return from_integers(payload, shape, dtype)
+            return self.restore(payload, shape, dtype)
         except (StreamError, MemoryError):
             raise
         except Exception as e:
             raise StreamError(f"{self.name} cannot decode this payload, it is damaged ({type(e).__name__}: {e})") from e
+
+    def restore(self, payload: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> Samples:
+        """Decode a payload that is not stored; may raise anything if it is damaged."""
+        return from_integers(payload, shape, dtype)
 
 
 @register_codec("nbmf-max")
@@ -521,3 +571,94 @@ class Balanced(Adaptive):
     def plans(self, channels: int) -> tuple[Plan, ...]:
         """A single plan."""
         return (Plan(16, log_block=9, memory=10_000) if channels == 1 else Plan(16, 3, 2, 2, 8, memory=5000),)
+
+# %% ../../nbs/34_neural.lossless.ipynb #42fdd068
+STEP, CODES = 5, 6  # first byte of a payload, behind those of `to_integers`
+FINE = 32
+
+
+@dataclass(frozen=True)
+class _Rounding:
+    """Integers to code within `reach`, and the bytes that say what they stand for."""
+
+    head: bytes
+    integers: Array
+    reach: int
+
+
+def _from_steps(index: NDArray[np.int64], step: float, dtype: np.dtype[Any]) -> Array:
+    """Samples from multiples of a step, in the samples' own type."""
+    if dtype.kind == "f":
+        return (index * step).astype(dtype)
+    info = np.iinfo(dtype)
+    return np.clip(index, info.min, info.max).astype(dtype)
+
+
+def _within(x: Array, y: Array, bound: float) -> bool:
+    """Whether no sample is further off than the bound."""
+    kind = np.float64 if x.dtype.kind == "f" else np.int64
+    return float(np.abs(x.astype(kind) - y.astype(kind)).max()) <= bound
+
+
+def _roundings(x: Array, bound: float) -> Iterator[_Rounding]:
+    """Yield ways to spend the bound, the best first; none if it cannot be spent."""
+    if x.dtype.kind == "f":
+        unit = float(np.spacing(np.abs(x).max() + x.dtype.type(bound)))
+        for e in (bound * (1 - 2**-40), bound - unit, bound - 2 * unit):
+            step = e / (FINE + 0.5)
+            if e > 0 and np.abs(x).max() / step < MAX_MAGNITUDE // 2:
+                yield _Rounding(bytes([STEP]) + struct.pack("<d", step), np.round(x / step).astype(np.int64), FINE)
+        return
+    reach = min(int(bound), MAX_MAGNITUDE // 4)
+    lattice = find_lattice(x) if reach else None
+    if lattice is not None and (lattice.table[0] != lattice.table[1]).any():
+        step = float(lattice.step.max())
+        for r in (int(bound / step), int(bound / step) - 1):
+            if r > 0 and (2 * r + 1) * step >= 2 * reach + 1:
+                yield _Rounding(bytes([CODES]) + _pack_lattice(lattice), to_codes(x, lattice), r)
+    if reach and int(x.max()) - int(x.min()) < MAX_MAGNITUDE // 2:
+        yield _Rounding(bytes([STEP]) + struct.pack("<d", 1.0), x, reach)
+
+# %% ../../nbs/34_neural.lossless.ipynb #d4443497
+@register_codec("nbmf-bounded")
+class Bounded(Adaptive):
+    """Every sample within `max_error`, verified when it is written; plans as for `nbmf-max`.
+
+    Parameters
+    ----------
+    max_error : float
+        Largest error of any sample, in the samples' own units; 0 is lossless.
+    """
+
+    kind: ClassVar[Kind] = "bounded"
+    knob: ClassVar[str | None] = "max_error"
+
+    def __init__(self, max_error: float = 1.0) -> None:
+        if not 0 <= max_error < float("inf"):
+            raise InputError(f"an error bound is a number from 0 up, not {max_error}")
+        self.max_error = float(max_error)
+
+    def decoded_dtype(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
+        """The input's own type."""
+        return dtype
+
+    def encode(self, x: Samples) -> bytes:
+        """Code within the bound, decode, check every sample; keep the samples without loss where that is shorter or no bound can be spent."""
+        for r in _roundings(x, self.max_error):
+            payload = r.head + encode_block(r.integers, self.choose(r.integers, r.reach), r.reach)
+            if len(payload) < x.nbytes and _within(
+                x, self.decode(payload, (x.shape[0], x.shape[1]), x.dtype), self.max_error
+            ):
+                return payload
+        return super().encode(x)
+
+    def restore(self, payload: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> Samples:
+        """Decode a payload that is not stored; may raise anything if it is damaged."""
+        if payload[0] == STEP:
+            (step,) = struct.unpack_from("<d", payload, 1)
+            return _from_steps(decode_block(payload[9:], shape, np.dtype("<i8")), step, dtype)
+        if payload[0] == CODES:
+            lattice, at = _unpack_lattice(payload, 1, shape[1], dtype)
+            codes = decode_block(payload[at:], shape, np.dtype("<i8"))
+            return from_codes(np.clip(codes, 0, lattice.levels - 1).astype(np.uint32), lattice)
+        return super().restore(payload, shape, dtype)

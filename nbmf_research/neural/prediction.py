@@ -317,11 +317,13 @@ def end_block(p: Predictor, words: Words, start: int, stop: int, energy: float) 
 # %% ../../nbs/32_neural.prediction.ipynb #63a2e1b0
 def innovations(x: NDArray[Any], order: int = 8) -> Floats:
     """Return what a static linear predictor of each channel leaves, shape (channel, time); `x` is (channel, time)."""
-    out = np.empty((x.shape[0], max(x.shape[1] - order, 1)))
+    out = np.zeros((x.shape[0], max(x.shape[1] - order, 1)))
+    if x.shape[1] <= order:
+        return out
     for c, row in enumerate(x.astype(np.float64)):
         lagged = np.stack([row[order - k : row.size - k] for k in range(order + 1)])
         gram = lagged[1:] @ lagged[1:].T + (1e-9 * (lagged * lagged).sum() + 1e-3) * np.eye(order)
-        out[c] = lagged[0] - np.linalg.solve(gram, lagged[1:] @ lagged[0]) @ lagged[1:] if row.size > order else 0.0
+        out[c] = lagged[0] - np.linalg.solve(gram, lagged[1:] @ lagged[0]) @ lagged[1:]
     return out
 
 

@@ -635,7 +635,7 @@ def test_a_target_that_cannot_be_written_is_refused_at_once(tmp_path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_bytes(b"")
     for target in ("folder", "file/a.nbmf"):
-        with pytest.raises(InputError, match="folder|cannot be written"):
+        with pytest.raises(InputError, match=r"folder|cannot be written"):
             c.create_stream(tmp_path / target, c.Metadata(1.0))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
 

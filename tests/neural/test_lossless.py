@@ -1,0 +1,294 @@
+"""Prediction, residual coding and the lossless and bounded codecs: round trips, golden streams, other instruction sets, hostile bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from nbmf_research.core import InputError, StreamError
+from nbmf_research.neural import lossless
+from nbmf_research.neural.codec import CODECS, create_codec, decompress
+from nbmf_research.neural.lossless import Adaptive, Plan, decode_block, encode_block, from_integers, to_integers
+from nbmf_research.neural.prediction import PAD, choose_neighbours, covariance, innovations, padded, regressors, solve
+from nbmf_research.neural.residuals import HALF, learn_edges, quantiles, residual_model, shapes
+
+LOSSLESS = [n for n in ("nbmf-fast", "nbmf-balanced", "nbmf-max") if n in CODECS]
+INTEGERS = ("|i1", "|u1", "<i2", "<u2", "<i4", "<u4")
+
+
+def made(n: int = 3000, channels: int = 3, seed: int = 0) -> np.ndarray:
+    """Integers only, the same on every machine: a few resonances driven by a linear congruential generator, mixed."""
+    state, out = np.int64(seed + 1), np.zeros((n, channels), np.int64)
+    a, b = [0] * channels, [0] * channels
+    for t in range(n):
+        for c in range(channels):
+            state = (state * 1103515245 + 12345) % 2**31
+            e = int(state >> 16) % 41 - 20
+            a[c], b[c] = (29 * a[c] - 14 * b[c]) // 16 + e, a[c]
+        for c in range(channels):
+            out[t, c] = a[c] + a[0] // 2 + 100 * c
+    return out.astype(np.int16)
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (2, 1), (17, 2), (700, 6)])
+def test_every_type_and_shape(name: str, dtype: str, shape: tuple[int, int]) -> None:
+    info = np.iinfo(dtype)
+    rng = np.random.default_rng(shape[0])
+    for x in (
+        rng.integers(info.min, info.max, shape, endpoint=True, dtype=dtype),
+        np.full(shape, info.min, dtype),
+        rng.integers(0, 3, shape).astype(dtype),
+    ):
+        y = decompress(create_codec(name).compress(x))
+        assert y.dtype == x.dtype and np.array_equal(y.values, x)
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+@settings(max_examples=40, deadline=None)
+@given(
+    x=st.sampled_from(INTEGERS).flatmap(lambda d: hnp.arrays(d, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40)))
+)
+def test_any_integers(name: str, x: np.ndarray) -> None:
+    codec = create_codec(name)
+    payload = codec.encode(np.ascontiguousarray(x))
+    assert np.array_equal(codec.decode(payload, x.shape, x.dtype), x)
+    assert len(payload) <= x.nbytes + 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    x=hnp.arrays(
+        np.int64, st.tuples(st.integers(1, 300), st.integers(1, 5)), elements=st.integers(-(2**31), 2**32 - 1)
+    ),
+    own=st.sampled_from([8, 16, 32]),
+    near=st.integers(0, 4),
+    ahead=st.integers(0, 8),
+    behind=st.integers(0, 8),
+    log_block=st.integers(4, 10),
+    flags=st.integers(0, 3),
+    memory=st.integers(2, 65535),
+)
+def test_any_plan(
+    x: np.ndarray, own: int, near: int, ahead: int, behind: int, log_block: int, flags: int, memory: int
+) -> None:
+    plan = Plan(own, near, ahead, behind, log_block, flags, memory)
+    block = encode_block(x, plan)
+    assert np.array_equal(decode_block(block, x.shape, x.dtype), x)
+    assert Plan.unpack(block) == plan
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_extremes(name: str) -> None:
+    rng = np.random.default_rng(1)
+    jumps = made(2000, 2).astype(np.int32)
+    jumps[::97] = 2**31 - 1
+    jumps[50::97] = -(2**31)
+    steps = np.where(np.arange(1500)[:, None] % 200 < 100, -(2**15), 2**15 - 1).astype(np.int16)
+    smooth = np.cumsum(np.cumsum(rng.integers(-3000, 3001, (3000, 2)), 0), 0).astype(np.int32)
+    for x in (jumps, steps, smooth, np.eye(400, 7, dtype=np.int16) * 30000):
+        assert np.array_equal(decompress(create_codec(name).compress(x)).values, x)
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_noise_does_not_expand(name: str) -> None:
+    rng = np.random.default_rng(2)
+    for dtype in INTEGERS:
+        info = np.iinfo(dtype)
+        x = rng.integers(info.min, info.max, (5000, 2), endpoint=True, dtype=dtype)
+        assert len(create_codec(name).encode(x)) <= x.nbytes + 1
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+@pytest.mark.parametrize("dtype", ["<f4", "<f8"])
+def test_floats(name: str, dtype: str) -> None:
+    rng = np.random.default_rng(3)
+    tricky = np.array([[0.0, -0.0], [1e-45, -1e30], [3.5, -3.5], [0.1, 1 / 3]]).astype(dtype)
+    for x in (tricky, rng.normal(size=(300, 3)).astype(dtype), np.round(100 * rng.normal(size=(300, 1))).astype(dtype)):
+        y = decompress(create_codec(name).compress(x)).values
+        assert y.dtype == x.dtype and y.tobytes() == x.tobytes()
+
+
+def test_converter_lattice_is_removed() -> None:
+    codes = np.clip(made(4000, 2).astype(int) // 8 + 500, 0, 1023)
+    stretched = np.trunc(codes * 65535 / 1023 - 32768).astype(np.int16)
+    head, back = to_integers(stretched)
+    assert head[0] == lossless.LATTICE and back.max() < 1024
+    a, b = (len(create_codec("nbmf-balanced").encode(v)) for v in (stretched, codes.astype(np.int16)))
+    assert a < b + 60
+    payload = create_codec("nbmf-balanced").encode(stretched)
+    assert np.array_equal(from_integers(payload, stretched.shape, stretched.dtype), stretched)
+
+
+def test_uneven_codes_are_learnt() -> None:
+    rng = np.random.default_rng(4)
+    widths = np.where(np.arange(200) % 2, 1.6, 0.4)
+    x = np.searchsorted(np.cumsum(widths), 100 + 15 * rng.normal(size=(30_000, 1))).astype(np.int16)
+    curved, even = (8 * len(encode_block(x, Plan(8, flags=f))) / x.size for f in (1, 0))
+    assert curved < even - 0.15
+
+
+def test_neighbours_help() -> None:
+    x = made(4000, 1).astype(int)
+    rng = np.random.default_rng(5)
+    both = np.concatenate([x, x + rng.integers(-1, 2, x.shape)], 1)
+    alone, together = (len(encode_block(both, Plan(16, k, 1, 1))) for k in (0, 1))
+    assert together < 0.8 * alone
+
+
+def test_golden_stream() -> None:
+    """A change of this hash breaks every stream in the world: bump the format instead."""
+    streams = [
+        encode_block(made(), Plan(16, 2, 2, 2, 6, 3, 2000)),
+        encode_block(made().astype(np.int32) << 14, Plan(8, 1, 0, 1, 5, 2, 500)),
+    ]
+    assert hashlib.sha256(b"".join(streams)).hexdigest() == GOLDEN
+
+
+def test_tables_are_what_they_were() -> None:
+    assert hashlib.sha256((shapes() * 2**40).astype("<i8").tobytes()).hexdigest() == TABLES
+    assert shapes().shape == (2 * HALF + 1, 2) and (np.diff(quantiles()) > 0).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [{"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}, {"NUMBA_OPT": "0"}])
+def test_other_instruction_sets_write_the_same_bytes(target: dict[str, str], tmp_path: Path) -> None:
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import test_lossless as t; t.test_golden_stream(); t.check_decodes(); print('same')"
+    env = {**os.environ, **target, "NUMBA_CACHE_DIR": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent)], env=env, capture_output=True, text=True, timeout=600
+    )
+    assert run.returncode == 0 and run.stdout.strip() == "same", run.stderr[-2000:]
+
+
+def check_decodes() -> None:
+    """Decode here what was encoded here, for the subprocess."""
+    x = made()
+    assert np.array_equal(decode_block(encode_block(x, Plan(16, 2, 2, 2, 6, 3, 2000)), x.shape, x.dtype), x)
+
+
+@settings(max_examples=60, deadline=None)
+@given(at=st.integers(0, 10**6), byte=st.integers(0, 255), cut=st.integers(0, 10**6))
+def test_damage_is_refused_or_decodes_to_something(at: int, byte: int, cut: int) -> None:
+    x = made(300, 3)
+    payload = bytearray(Adaptive.encode(create_codec("nbmf-balanced"), x))  # type: ignore[arg-type]
+    payload[at % len(payload)] = byte
+    for broken in (bytes(payload), bytes(payload[: cut % len(payload)])):
+        try:
+            y = create_codec("nbmf-balanced").decode(broken, x.shape, x.dtype)
+        except StreamError:
+            continue
+        assert y.shape == x.shape and y.dtype == x.dtype
+
+
+def test_frames_notice_damage() -> None:
+    stream = bytearray(create_codec("nbmf-balanced").compress(made(300, 2)))
+    stream[-3] ^= 4
+    with pytest.raises(StreamError, match="checksum"):
+        decompress(bytes(stream))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    dtype=st.sampled_from([*INTEGERS, "<f4", "<f8"]),
+    bound=st.floats(1e-3, 1e5),
+    scale=st.floats(1, 1e4),
+    shape=st.tuples(st.integers(1, 200), st.integers(1, 4)),
+    seed=st.integers(0, 99),
+)
+def test_bound_holds(dtype: str, bound: float, scale: float, shape: tuple[int, int], seed: int) -> None:
+    x = np.random.default_rng(seed).normal(size=shape) * scale
+    if dtype[1] != "f":
+        x = np.clip(np.round(x), np.iinfo(dtype).min, np.iinfo(dtype).max)
+    x = x.astype(dtype)
+    y = decompress(create_codec("nbmf-bounded", max_error=bound).compress(x)).values
+    assert y.dtype == x.dtype
+    assert np.abs(y.astype(float) - x.astype(float)).max() <= bound
+
+
+def test_bound_on_a_coarse_converter() -> None:
+    stretched = np.trunc(np.clip(made(4000, 1).astype(int) // 8 + 500, 0, 1023) * 65535 / 1023 - 32768).astype(np.int16)
+    sizes = []
+    for bound in (10, 70, 200, 20_000):
+        stream = create_codec("nbmf-bounded", max_error=bound).compress(stretched)
+        assert np.abs(decompress(stream).values.astype(int) - stretched).max() <= bound
+        sizes.append(len(stream))
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] <= len(create_codec("nbmf-max").compress(stretched)) + 9
+
+
+def test_refuses_impossible_bounds() -> None:
+    for bound in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="bound"):
+            create_codec("nbmf-bounded", max_error=bound)
+
+
+def test_plan_refuses_nonsense() -> None:
+    for block in (b"", b"\x07" + bytes(7), Plan(8, memory=2).pack()[:-2] + b"\0\0", bytes([64]) + Plan(8).pack()[1:]):
+        with pytest.raises(StreamError):
+            Plan.unpack(block)
+
+
+def test_covariance_is_the_plain_sum() -> None:
+    rng = np.random.default_rng(6)
+    words, groups = padded(rng.integers(-(2**26), 2**26, (2, 300))), regressors(8, 1, 3, 2)
+    out = np.zeros((15, 15), np.int64)
+    covariance(words, np.array([0, 1]), groups, 0, 64, out)
+    lags = np.concatenate([np.arange(f, f + n) for f, n in groups[:2].T])
+    rows = np.stack(
+        [
+            words[g, PAD - k : PAD + 64 - k].astype(np.int64)
+            for g, k in zip(np.repeat([0, 1], groups[1]), lags, strict=True)
+        ]
+    )
+    assert np.array_equal(out, np.triu(rows @ rows.T))
+
+
+def test_solver_survives_nonsense() -> None:
+    for r in (np.zeros((9, 9)), np.full((9, 9), -1.0), np.full((9, 9), np.nan), np.full((9, 9), np.inf)):
+        weights = np.ones(8)
+        solve(r, np.zeros((3, 9, 9)), weights)
+        assert np.isfinite(weights).all()
+
+
+def test_neighbours_are_known_before() -> None:
+    x = made(500, 6).T
+    order, near = choose_neighbours(x, 3)
+    assert sorted(order) == list(range(6)) and near[0] == []
+    assert all(set(n) <= set(order[:i]) and len(n) == min(3, i) for i, n in enumerate(near))
+    assert choose_neighbours(np.zeros((3, 4), int), 2)[0] == [0, 1, 2] and innovations(x).shape == (6, 492)
+
+
+def test_edges_stay_even_without_evidence() -> None:
+    m = residual_model(-5, 20, 3.0)
+    learn_edges(m, -5)
+    assert np.allclose(np.diff(m.edges), 1.0)
+    learn_edges(residual_model(-(2**20), 2**20, 3.0), -(2**20))
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not os.environ.get("NBMF_DATA_DIR"), reason="needs NBMF_DATA_DIR")
+@pytest.mark.parametrize(("name", "bits"), [("locust", 7.84), ("ieeg", 6.28), ("n1", 4.6)])
+def test_real_recordings(name: str, bits: float) -> None:
+    from nbmf_research.neural.sets import find_set
+
+    if find_set(name).folder() is None:
+        pytest.skip(f"the files of {name} are not here")
+    x = next(find_set(name).items()).x
+    x = x.isel(time=slice(0, 60_000)).load()
+    stream = create_codec("nbmf-max").compress(x)
+    assert np.array_equal(decompress(stream).values, x.values)
+    assert 8 * len(stream) / x.size < bits * 1.02
+
+
+GOLDEN = "486b14c0c3374d5fbf48008dd9b72e0ef67948e503efc15aa9bf66158f785a82"
+TABLES = "0e202d5730365754e438e8aafaba50ae2b513f0c7133d9ba13e286992dcef3ff"
