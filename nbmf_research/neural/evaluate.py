@@ -159,7 +159,10 @@ KEPT = re.compile(r"band_power_error_|plv_(?!matrix)|spike_f1_(0\.5|own|snr)|spi
 def _features(x: xr.DataArray, y: NDArray[Any]) -> dict[str, float]:
     """Features of the decoded signal, by column names without dots; bands that hold nothing but rounding are left out."""
     floor = float(np.max(x.gain.values) ** 2 / (6 * x.attrs["sampling_rate"])) if x.dtype.kind in "iu" else 0.0
-    report = feature_report(physical(x), physical(x.copy(data=y)), floor=floor)
+    try:
+        report = feature_report(physical(x), physical(x.copy(data=y)), floor=floor)
+    except InputError as e:  # not the codec's fault, so not a note beside its name
+        raise NbmfError(f"the features could not be measured: {e}") from e
     return {name.replace(".", "_"): float(f"{value:.5g}") for name, value in report.items() if KEPT.match(name)}
 
 

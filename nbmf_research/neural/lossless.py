@@ -46,18 +46,22 @@ from nbmf_research.neural.prediction import (
 from .recordings import Lattice, find_lattice, from_codes, to_codes
 from nbmf_research.neural.residuals import (
     Model,
+    Quick,
+    decode_quick,
     decode_sample,
+    encode_quick,
     encode_sample,
     learn_edges,
     quantiles,
+    quick_tables,
     residual_model,
     shapes,
 )
 
 # %% auto #0
-__all__ = ['Array', 'SHARE', 'EDGES_EVERY', 'RAW', 'PLAIN', 'LATTICE', 'WHOLE', 'PATTERN', 'SINGLE', 'FEW', 'MANY', 'STEP',
-           'CODES', 'FINE', 'Plan', 'encode_block', 'decode_block', 'to_integers', 'from_integers', 'Adaptive', 'Max',
-           'Balanced', 'Bounded']
+__all__ = ['Array', 'SHARE', 'EDGES_EVERY', 'QUICK', 'RAW', 'PLAIN', 'LATTICE', 'WHOLE', 'PATTERN', 'SINGLE', 'FEW', 'MANY',
+           'STEP', 'CODES', 'FINE', 'Plan', 'encode_block', 'decode_block', 'to_integers', 'from_integers', 'Adaptive',
+           'Max', 'Balanced', 'Fast', 'Bounded']
 
 # %% ../../nbs/34_neural.lossless.ipynb #31b24d31
 Array: TypeAlias = NDArray[Any]
@@ -75,7 +79,7 @@ class Plan:
     log_block : int
         Logarithm (base 2) of the most samples between two solutions.
     flags : int
-        Bit 0: learn the widths of the codes. Bit 1: start each channel from the one before.
+        Bit 0: learn the widths of the codes. Bit 1: start each channel from the one before. Bit 2: the quick way.
     memory : int
         Samples after which the past's weight has fallen by e.
     """
@@ -196,6 +200,64 @@ def _decode_channel(
         if curved and stop - seen >= every:
             learn_edges(m, low)
             seen = stop
+
+# %% ../../nbs/34_neural.lossless.ipynb #4072a553
+QUICK = 4  # flag of a plan
+
+
+@njit
+def _encode_quick(
+    state: State,
+    buffer: Bytes,
+    p: Predictor,
+    means: NDArray[np.int64],
+    words: Words,
+    reals: Floats,
+    low: int,
+    high: int,
+    q: Quick,
+) -> None:
+    stop, total, row, real = 0, words.shape[1] - 2 * PAD, words[p.rows[0]], reals[p.rows[0]]
+    own, far = p.own, p.far
+    while stop < total:
+        start = stop
+        stop = block_end(start, far.size, total)
+        begin_block(p, reals, start, stop)
+        energy = 0.0
+        for t in range(start, stop):
+            mu = _clip(predict(own, far, real, start, t), low, high)
+            encode_quick(state, buffer, means, int(row[PAD + t]) - int(np.floor(mu + 0.5)), q)
+            energy += (real[PAD + t] - mu) * (real[PAD + t] - mu)
+        if stop < total:
+            end_block(p, words, start, stop, energy)
+
+
+@njit
+def _decode_quick(
+    state: State,
+    buffer: Bytes,
+    p: Predictor,
+    means: NDArray[np.int64],
+    words: Words,
+    reals: Floats,
+    low: int,
+    high: int,
+    q: Quick,
+) -> None:
+    stop, total, row, real = 0, words.shape[1] - 2 * PAD, words[p.rows[0]], reals[p.rows[0]]
+    own, far = p.own, p.far
+    while stop < total:
+        start = stop
+        stop = block_end(start, far.size, total)
+        begin_block(p, reals, start, stop)
+        energy = 0.0
+        for t in range(start, stop):
+            mu = _clip(predict(own, far, real, start, t), low, high)
+            row[PAD + t] = decode_quick(state, buffer, means, q) + int(np.floor(mu + 0.5))
+            real[PAD + t] = row[PAD + t]
+            energy += (real[PAD + t] - mu) * (real[PAD + t] - mu)
+        if stop < total:
+            end_block(p, words, start, stop, energy)
 
 # %% ../../nbs/34_neural.lossless.ipynb #2b22726f
 class _Coder:
@@ -346,24 +408,30 @@ def encode_block(x: Array, plan: Plan, reach: int = 0) -> bytes:
     if reach and drop:
         raise InputError("an error bound needs samples that span less than 2**26")
     c.number(reach)
+    quick = plan.flags & QUICK and not reach
     for side in _sides(wide, words, base, plan):
         s = _code_side(c, plan, done, left, side)
         if s.low < s.high:
             last, m = _machines(plan, s, last, reach)
             c.reserve(16 * len(x) + 64)
-            _encode_channel(
-                c.state,
-                c.buffer,
-                last,
-                m,
-                words,
-                reals,
-                s.low,
-                s.high,
-                reach,
-                bool(plan.flags & 1) and not reach,
-                shapes(),
-            )
+            if quick:
+                _encode_quick(
+                    c.state, c.buffer, last, np.full(2, s.spread << 8), words, reals, s.low, s.high, quick_tables()
+                )
+            else:
+                _encode_channel(
+                    c.state,
+                    c.buffer,
+                    last,
+                    m,
+                    words,
+                    reals,
+                    s.low,
+                    s.high,
+                    reach,
+                    bool(plan.flags & 1) and not reach,
+                    shapes(),
+                )
         left.remove(s.channel)
         done.append(s)
     return plan.pack() + bytes([drop]) + _pack_low(wide - base, drop) + c.finish()
@@ -394,26 +462,32 @@ def decode_block(block: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> 
     c, left, last = _Coder(block[at:]), list(range(shape[1])), None
     done: list[_Side] = []
     reach = min(max(c.number(), 0), MAX_MAGNITUDE)
+    quick = plan.flags & QUICK and not reach
     words = padded(np.zeros((shape[1], shape[0]), np.int32))
     reals, base = words.astype(np.float64), np.zeros(shape[1], np.int64)
     while left:
         s = _check_side(_code_side(c, plan, done, left, None))
         if s.low < s.high:
             last, m = _machines(plan, s, last, reach)
-            _decode_channel(
-                c.state,
-                c.buffer,
-                last,
-                m,
-                words,
-                reals,
-                s.low,
-                s.high,
-                reach,
-                bool(plan.flags & 1) and not reach,
-                shapes(),
-                quantiles(),
-            )
+            if quick:
+                _decode_quick(
+                    c.state, c.buffer, last, np.full(2, s.spread << 8), words, reals, s.low, s.high, quick_tables()
+                )
+            else:
+                _decode_channel(
+                    c.state,
+                    c.buffer,
+                    last,
+                    m,
+                    words,
+                    reals,
+                    s.low,
+                    s.high,
+                    reach,
+                    bool(plan.flags & 1) and not reach,
+                    shapes(),
+                    quantiles(),
+                )
         else:
             words[s.channel, PAD:-PAD] = reals[s.channel, PAD:-PAD] = s.low
         base[s.channel] = s.base
@@ -572,6 +646,19 @@ class Balanced(Adaptive):
         """A single plan."""
         return (Plan(16, log_block=9, memory=10_000) if channels == 1 else Plan(16, 3, 2, 2, 8, memory=5000),)
 
+# %% ../../nbs/34_neural.lossless.ipynb #5b6013ea
+@register_codec("nbmf-fast")
+class Fast(Adaptive):
+    """Ready tables for the residuals, one plan, solved seldom."""
+
+    def plans(self, channels: int) -> tuple[Plan, ...]:
+        """A single plan."""
+        return (
+            Plan(16, log_block=11, flags=2 + QUICK, memory=20_000)
+            if channels == 1
+            else Plan(16, 2, 0, 1, 10, 2 + QUICK, 10_000),
+        )
+
 # %% ../../nbs/34_neural.lossless.ipynb #42fdd068
 STEP, CODES = 5, 6  # first byte of a payload, behind those of `to_integers`
 FINE = 32
@@ -610,13 +697,13 @@ def _roundings(x: Array, bound: float) -> Iterator[_Rounding]:
                 yield _Rounding(bytes([STEP]) + struct.pack("<d", step), np.round(x / step).astype(np.int64), FINE)
         return
     reach = min(int(bound), MAX_MAGNITUDE // 4)
-    lattice = find_lattice(x) if reach else None
+    lattice, step = find_lattice(x) if reach else None, 1.0
     if lattice is not None and (lattice.table[0] != lattice.table[1]).any():
         step = float(lattice.step.max())
         for r in (int(bound / step), int(bound / step) - 1):
             if r > 0 and (2 * r + 1) * step >= 2 * reach + 1:
                 yield _Rounding(bytes([CODES]) + _pack_lattice(lattice), to_codes(x, lattice), r)
-    if reach and int(x.max()) - int(x.min()) < MAX_MAGNITUDE // 2:
+    if 2 * reach + 1 > step and int(x.max()) - int(x.min()) < MAX_MAGNITUDE // 2:
         yield _Rounding(bytes([STEP]) + struct.pack("<d", 1.0), x, reach)
 
 # %% ../../nbs/34_neural.lossless.ipynb #d4443497

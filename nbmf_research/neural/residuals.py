@@ -16,8 +16,9 @@ from ..coding.rangecoder import Bytes, State, decode_escape, encode, encode_esca
 from ..core import njit
 
 # %% auto #0
-__all__ = ['Floats', 'Ints', 'STEPS', 'HALF', 'WINDOW', 'TOTAL_BITS', 'RATES', 'EVIDENCE', 'REACH', 'shapes', 'quantiles',
-           'Model', 'residual_model', 'learn', 'Window', 'encode_sample', 'decode_sample', 'learn_edges']
+__all__ = ['Floats', 'Ints', 'STEPS', 'HALF', 'WINDOW', 'TOTAL_BITS', 'RATES', 'EVIDENCE', 'REACH', 'QUICK_BITS', 'QUICK_SCALES',
+           'QUICK_REACH', 'shapes', 'quantiles', 'Model', 'residual_model', 'learn', 'Window', 'encode_sample',
+           'decode_sample', 'learn_edges', 'Quick', 'quick_tables', 'encode_quick', 'decode_quick']
 
 # %% ../../nbs/33_neural.residuals.ipynb #bab98d27
 Floats: TypeAlias = NDArray[np.float64]
@@ -339,3 +340,97 @@ def learn_edges(m: Model, low: int) -> None:
     if total > 0.0:
         for j in range(n + 1):
             m.edges[j] -= shift / total
+
+# %% ../../nbs/33_neural.residuals.ipynb #c1b0b7b0
+QUICK_BITS, QUICK_SCALES, QUICK_REACH = 14, 36, 510
+_QUARTERS = (1.0, 1.1892071150027210, 1.4142135623730951, 1.6817928305074290)
+
+
+class Quick(NamedTuple):
+    """Tables of the quick way.
+
+    Attributes
+    ----------
+    cum : int32 array, shape (scales, symbols + 1)
+        Cumulative frequencies.
+    symbol : int16 array, shape (scales, 2**14)
+        Symbol at each position.
+    half : int64 array, shape (scales,)
+        Largest magnitude with a symbol of its own.
+    scale_of : uint8 array, shape (2**14,)
+        Scale for each mean magnitude, in 1/256.
+    """
+
+    cum: NDArray[np.int32]
+    symbol: NDArray[np.int16]
+    half: Ints
+    scale_of: NDArray[np.uint8]
+
+
+@cache
+def quick_tables() -> Quick:
+    """Compute the tables, about 1.3 MB."""
+    total, even = 1 << QUICK_BITS, np.full((1, 2), 0.5)
+    cum = np.full((QUICK_SCALES, 2 * QUICK_REACH + 2), total, np.int32)
+    symbol, half = np.zeros((QUICK_SCALES, total), np.int16), np.zeros(QUICK_SCALES, np.int64)
+    means = np.array([2.0 ** (s // 4 - 3) * _QUARTERS[s % 4] for s in range(QUICK_SCALES)])
+    for s, mean in enumerate(means):
+        half[s] = min(int(8 * mean) + 4, QUICK_REACH)
+        n, scale = 2 * int(half[s]) + 1, np.array([STEPS / mean])
+        cum[s, 0] = 0
+        for j in range(1, n):
+            cum[s, j] = int(_below(scale, even, j - half[s] - 0.5, shapes()) * (total - n)) + j
+        symbol[s] = np.repeat(np.arange(n), np.diff(cum[s, : n + 1]))
+    nearest = np.searchsorted(means * 1.09 * 256, np.arange(total))
+    return Quick(cum, symbol, half, np.minimum(nearest, QUICK_SCALES - 1).astype(np.uint8))
+
+
+@njit
+def _quick_scale(means: Ints, scale_of: NDArray[np.uint8]) -> tuple[int, int]:
+    """Scale and number of low bits to leave out, from the two running means in 1/256."""
+    mean, shift = (means[0] + means[1]) >> 1, 0
+    while mean >= (1 << QUICK_BITS):
+        mean >>= 1
+        shift += 1
+    return int(scale_of[mean]), shift
+
+
+@njit
+def _quick_learn(means: Ints, residual: int) -> None:
+    a = abs(residual) << 8
+    means[0] += (a - means[0]) >> 4
+    means[1] += (a - means[1]) >> 7
+
+
+@njit
+def encode_quick(state: State, buffer: Bytes, means: Ints, residual: int, q: Quick) -> None:
+    """Code an integer residual (below 2**28), and learn its scale; `means` are two running means, in 1/256."""
+    cum, _, halves, scale_of = q
+    s, shift = _quick_scale(means, scale_of)
+    half, k = halves[s], residual >> shift
+    j = min(max(k + half, 0), 2 * half)
+    encode(state, buffer, cum[s, j], cum[s, j + 1] - cum[s, j], QUICK_BITS)
+    if j == 0 or j == 2 * half:
+        encode_escape(state, buffer, abs(k + half - j))
+    if shift:
+        encode(state, buffer, residual & ((1 << shift) - 1), 1, shift)
+    _quick_learn(means, residual)
+
+
+@njit
+def decode_quick(state: State, buffer: Bytes, means: Ints, q: Quick) -> int:
+    """Decode what `encode_quick` wrote."""
+    cum, symbol, halves, scale_of = q
+    s, shift = _quick_scale(means, scale_of)
+    half, j = halves[s], np.int64(symbol[s, peek(state, QUICK_BITS)])
+    skip(state, buffer, cum[s, j], cum[s, j + 1] - cum[s, j], QUICK_BITS)
+    residual = j - half
+    if j == 0 or j == 2 * half:
+        far = decode_escape(state, buffer) & ((1 << 30) - 1)
+        residual += far if j else -far
+    if shift:
+        bits = np.int64(peek(state, shift))
+        skip(state, buffer, bits, 1, shift)
+        residual = (residual << shift) + bits
+    _quick_learn(means, residual)
+    return int(residual)
