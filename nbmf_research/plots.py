@@ -117,7 +117,8 @@ def rd_curves(
             ax.fill_between(
                 line[x], line[f"{y}_lo"].astype(float), line[f"{y}_hi"].astype(float), color=c, alpha=0.15, lw=0
             )
-    measured = rows.loc[(rows[by] != "bound") | (rows[by] == "bound").all(), x].astype(float)
+    coded = rows[rows[by] != "bound"]
+    measured = (coded if len(coded) else rows)[x].astype(float)
     rate_axis(ax, measured.min(), measured.max())
     ax.set(xlabel="bits per sample (left is better)", ylabel=label)
     ax.legend()
