@@ -88,9 +88,16 @@ def views(x: xr.DataArray) -> list[View]:
     if lattice is None or not (lattice.step > 1).any():
         return [View("stored", x, 0)]
     x = x.assign_attrs(native_bits=x.attrs["native_bits"] or lattice.bits)
-    codes = x.copy(data=to_codes(x, lattice))
-    codes = codes.assign_coords(gain=x.gain * lattice.step, offset=x.offset + x.gain * lattice.origin)
-    return [View("stored", x, 0), View("codes", codes, len(zlib.compress(lattice.table.tobytes(), 9)))]
+    codes = to_codes(x, lattice).astype(np.int32)
+    centre = np.median(codes, axis=0).astype(np.int32)
+    small = (codes - centre).astype(np.int16)
+    centred = small if (small == codes - centre).all() else codes - centre
+    origin = lattice.origin + centre * lattice.step
+    made = x.copy(data=centred).assign_coords(gain=x.gain * lattice.step, offset=x.offset + x.gain * origin)
+    return [
+        View("stored", x, 0),
+        View("codes", made, len(zlib.compress(lattice.table.tobytes() + centre.tobytes(), 9))),
+    ]
 
 # %% ../../nbs/31_neural.evaluate.ipynb #36dfaa89
 def measure(codec: Codec, view: View, decoder: OtherProcess, *, features: bool = False) -> dict[str, Any]:
