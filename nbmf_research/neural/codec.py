@@ -236,7 +236,11 @@ def register_codec(name: str) -> Callable[[type[Codec]], type[Codec]]:
     return add
 
 
-CODEC_MODULES = ("nbmf_research.neural.classical", "nbmf_research.neural.transform")
+CODEC_MODULES = (
+    "nbmf_research.neural.classical",
+    "nbmf_research.neural.transform",
+    "nbmf_research.neural.lossless",
+)
 
 
 def load_codecs() -> Registry[Codec]:
