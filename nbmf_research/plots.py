@@ -124,7 +124,7 @@ def rd_curves(
     ax.legend()
     return ax
 
-
+# %% ../nbs/02_plots.ipynb #6552b3d3
 def rate_axis(ax: Axes, lowest: float, highest: float) -> None:
     """Make the horizontal axis a logarithmic one of rates, with few plain labels, from a little under `lowest` to a little over `highest`."""
     ax.set_xscale("log")

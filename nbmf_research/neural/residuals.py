@@ -92,7 +92,7 @@ class Model(NamedTuple):
     edges: Floats
     counts: Ints
 
-
+# %% ../../nbs/33_neural.residuals.ipynb #9bec16ad
 WINDOW = 4096  # most symbols of one distribution
 TOTAL_BITS = 24
 RATES = (1 / 16, 1 / 64, 1 / 400)
@@ -138,7 +138,7 @@ def _expert(z: float, k: int, table: Floats) -> float:
     i = np.uint64(z)
     return float(table[i, k] + (z - float(i)) * (table[i + np.uint64(1), k] - table[i, k]))
 
-
+# %% ../../nbs/33_neural.residuals.ipynb #d3ad1fb0
 @njit
 def learn(
     spread: Floats, rates: Floats, scale: Floats, weight: Floats, low: float, high: float, table: Floats, share: float
@@ -283,7 +283,7 @@ def _low_bits(state: State, buffer: Bytes, w: Window, j: int) -> int:
         skip(state, buffer, bits, 1, w.shift)
     return (x << w.shift) + bits
 
-
+# %% ../../nbs/33_neural.residuals.ipynb #0a8537c2
 @njit
 def decode_sample(
     state: State, buffer: Bytes, m: Model, low: int, mu: float, table: Floats, share: float, guess: Floats
@@ -366,7 +366,7 @@ class Quick(NamedTuple):
     half: Ints
     scale_of: NDArray[np.uint8]
 
-
+# %% ../../nbs/33_neural.residuals.ipynb #6cc11f80
 @cache
 def quick_tables() -> Quick:
     """Compute the tables, about 1.3 MB."""
@@ -384,7 +384,7 @@ def quick_tables() -> Quick:
     nearest = np.searchsorted(means * 1.09 * 256, np.arange(total))
     return Quick(cum, symbol, half, np.minimum(nearest, QUICK_SCALES - 1).astype(np.uint8))
 
-
+# %% ../../nbs/33_neural.residuals.ipynb #69a69403
 @njit
 def _quick_scale(means: Ints, scale_of: NDArray[np.uint8]) -> tuple[int, int]:
     """Scale and number of low bits to leave out, from the two running means in 1/256."""
