@@ -233,3 +233,21 @@ def test_reports_are_whole_and_current_or_say_that_they_are_stale(path: Path) ->
     assert json.loads(page.read_text())["metadata"]["nbmf"]["source_hash"] == results.source_hash
     template = ROOT / "nbs" / "benchmarks" / f"{results.benchmark}.ipynb"
     assert set(results.parameters) == set(bench.read_parameters(template))
+
+
+def test_the_table_on_the_front_page_is_that_of_the_results() -> None:
+    from nbmf_research.neural.evaluate import pooled
+    from nbmf_research.results import read_results, to_frame
+
+    lines = [
+        line.strip("| \n").split("|") for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|")
+    ]
+    rows = [[cell.strip(" *") for cell in line] for line in lines]
+    head = next(i for i, row in enumerate(rows) if row[0] == "set")
+    names, body = rows[head], [row for row in rows[head + 2 :] if len(row) == len(rows[head])]
+    pools = pooled(to_frame(read_results(ROOT / "nbs" / "reports" / "data" / "neural_lossless.cpu.json")))
+    pools = pools.sort_values("view").drop_duplicates(["set", "codec"]).set_index(["set", "codec"])
+    assert {row[0] for row in body} == set(pools.index.get_level_values("set"))
+    for row in body:
+        for codec, shown in zip(names[2:], row[2:], strict=True):
+            assert shown == f"{pools.bits_per_sample[row[0], codec]:.2f}", (row[0], codec)
