@@ -147,7 +147,9 @@ def test_a_changed_kernel_is_compiled_again_in_those_that_call_it(tmp_path: Path
         code = "from nbmf_research.outer import outer; print(outer(0))"
         env = {**os.environ, "PYTHONPATH": str(tmp_path)}
         return int(
-            subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout
+            subprocess.run(
+                [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+            ).stdout
         )
 
     assert [run(1), run(1), run(22)] == [101, 101, 122]
