@@ -339,9 +339,9 @@ class Markdown:
         return self.text
 
 
-def table(text: str) -> Markdown:
-    """Show a text as Markdown, such as ``table(markdown_table(frame))`` at the end of a cell."""
-    return Markdown(text)
+def table(text: str) -> None:
+    """Show a text as Markdown, such as ``table(markdown_table(frame))``, anywhere in a cell: in a loop as well."""
+    require("IPython.display", extra="bench").display(Markdown(text))
 
 
 def banner(simulated: bool, sets: Sequence[str]) -> Markdown:

@@ -259,14 +259,16 @@ def test_a_run_by_hand_writes_to_scratch(clone: Path) -> None:
         run.write([], simulated=True, sets=["walk"])
 
 
-def test_banner_and_table() -> None:
+def test_banner_and_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         "callout-warning" in bench.banner(True, ["a", "b"]).text
         and "2 sets: a, b" in bench.banner(True, ["a", "b"]).text
     )
     assert "Real recordings" in bench.banner(False, ["a"]).text and "1 set: a" in bench.banner(False, ["a"]).text
-    shown = bench.table("| a |")
-    assert shown._repr_markdown_() == repr(shown) == "| a |"
+    for text in ("| a |", "| b |"):
+        bench.table(text)
+    assert capsys.readouterr().out == "| a |\n| b |\n", "shown in a loop too"
+    assert bench.Markdown("x")._repr_markdown_() == repr(bench.Markdown("x")) == "x"
 
 
 # ---- runs
