@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -481,7 +481,7 @@ def equivalent(
     Parameters, errors and return value are those of `non_inferior`; `passed` asks for ``-margin < lower`` and ``upper < margin``.
     """
     v = _test(original_scores, decoded_scores, margin, block, level, n_resamples, seed)
-    return Verdict(v.passed and v.upper < margin, *list(vars(v).values())[1:])
+    return replace(v, passed=v.passed and v.upper < margin)
 
 # %% ../../nbs/28_neural.decoders.ipynb #8b4b4ff7
 def _scores(y: NDArray[Any], found: dict[str, NDArray[Any]], names: list[str]) -> dict[str, float]:
