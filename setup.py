@@ -26,5 +26,10 @@ setup(
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
-    entry_points={"console_scripts": cfg["console_scripts"].split()},
+    entry_points={
+        "console_scripts": cfg["console_scripts"].split(),
+        "nbmf_research.block_codecs": ["neural = nbmf_research.neural.streams:RecordingBlock"],
+        "zarr.codecs": ["nbmf_research.neural = nbmf_research.neural.zarr:NeuralCodec"],
+        "numcodecs.codecs": ["nbmf_research.neural = nbmf_research.neural.numcodecs:NeuralCodec"],
+    },
 )
