@@ -33,9 +33,9 @@ from .core import InputError, NbmfError, atomic_path, pick_device, provenance, r
 from .results import PROFILES, Results, Row, read_results, tidy_rows, write_results
 
 # %% auto #0
-__all__ = ['COMMON', 'T', 'SMOKE', 'read_parameters', 'resolve_parameters', 'reached_modules', 'source_hash', 'Benchmark',
-           'find_root', 'find_benchmark', 'list_benchmarks', 'report_paths', 'Markdown', 'table', 'banner', 'Run',
-           'start', 'BenchmarkError', 'run', 'stale', 'report', 'build_site']
+__all__ = ['COMMON', 'T', 'SMOKE', 'read_parameters', 'resolve_parameters', 'reached_modules', 'source_hash', 'drawing_hash',
+           'Benchmark', 'find_root', 'find_benchmark', 'list_benchmarks', 'report_paths', 'Markdown', 'table', 'banner',
+           'Run', 'start', 'BenchmarkError', 'run', 'stale', 'report', 'build_site', 'redraw']
 
 # %% ../nbs/64_bench.ipynb #f3e7f292
 COMMON = ("profile", "seed", "device", "data_dir", "out")
@@ -190,7 +190,7 @@ def _read_text(text: str, default: Any) -> Any:
         return text
 
 # %% ../nbs/64_bench.ipynb #1faf5300
-_NO_NUMBER = ("bench", "cli", "site")
+_NO_NUMBER = ("bench", "cli", "site", "plots")
 
 
 def _imported(code: str, module: str) -> set[str]:
@@ -226,8 +226,18 @@ def reached_modules(code: str) -> dict[str, bytes]:
     return dict(sorted(found.items()))
 
 
+_WRITES = re.compile(r"(?:(\w+) *= *)?run\.write\(")
+
+
+def _parts(path: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
+    """The code cells that measure, down to the last one that writes the record, and those that draw; all measure if none writes."""
+    cells = [_source(cell) for cell in _code_cells(_load(path))]
+    last = max((i for i, cell in enumerate(cells) if _WRITES.search(cell)), default=len(cells) - 1)
+    return cells[: last + 1], cells[last + 1 :]
+
+
 def source_hash(path: str | os.PathLike[str]) -> str:
-    """Hash a template's code cells and the modules that they reach.
+    """Hash the code cells of a template that measure, and the modules that they reach.
 
     Parameters
     ----------
@@ -237,15 +247,21 @@ def source_hash(path: str | os.PathLike[str]) -> str:
     Returns
     -------
     str
-        SHA-256, 64 hex digits. Markdown cells, outputs and modules out of reach do not enter; see `reached_modules`.
+        SHA-256, 64 hex digits. Markdown cells, outputs, cells below ``run.write`` and modules out of reach do not enter; see `reached_modules`.
     """
     digest = hashlib.sha256()
-    cells = [_source(cell) for cell in _code_cells(_load(path))]
+    cells = _parts(path)[0]
     for cell in cells:
         digest.update(cell.encode() + b"\0")
     for name, source in reached_modules("\n".join(cells)).items():
         digest.update(name.encode() + b"\0" + source + b"\0")
     return digest.hexdigest()
+
+
+def drawing_hash(path: str | os.PathLike[str]) -> str:
+    """Hash the code cells of a template that draw from the record, and `nbmf_research.plots`; SHA-256, 64 hex digits."""
+    plots = (Path(str(nbmf_research.__file__)).parent / "plots.py").read_text("utf-8")
+    return hashlib.sha256("\0".join([*_parts(path)[1], plots]).encode()).hexdigest()
 
 # %% ../nbs/64_bench.ipynb #d026d60d
 @dataclass(frozen=True)
@@ -770,6 +786,7 @@ def _normalise(job: _Job, results: Results, record: Path, digest: str) -> str:
         "versions": results.versions,
         "command": results.command,
         "source_hash": results.source_hash,
+        "drawing_hash": drawing_hash(job.benchmark.path),
         "results_sha256": digest,
     }
     kernel = {"display_name": "python3", "language": "python", "name": "python3"}
@@ -861,6 +878,8 @@ def stale(name: str, profile: str) -> str | None:
     stamp = _load(notebook).get("metadata", {}).get("nbmf", {})
     if stamp.get("results_sha256") != hashlib.sha256(record.read_bytes()).hexdigest():
         return "its notebook and its JSON are not of one run"
+    if stamp.get("drawing_hash", drawn := drawing_hash(found.path)) != drawn:
+        return f"its tables and figures were drawn by other code: nbmf bench redraw {name} --profile {profile}"
     return None
 
 # %% ../nbs/64_bench.ipynb #ab684afa
@@ -903,3 +922,91 @@ def build_site(profile: str = "smoke") -> Path:
     from nbmf_research import site
 
     return Path(site.build_site(profile, root=find_root()))
+
+# %% ../nbs/64_bench.ipynb #f91a2d9b
+_START = "bench.start("
+
+
+def _drawing_template(path: Path, record: Path, out: Path) -> dict[str, str]:
+    """Write the template with its measuring cells emptied, and return the sources of all its cells down to the record's by id."""
+    notebook = _load(path)
+    code = [c for c in notebook["cells"] if c.get("cell_type") == "code"]
+    first = next((i for i, c in enumerate(code) if _START in _source(c)), len(code))
+    last = len(_parts(path)[0]) - 1
+    found = _WRITES.search(_source(code[last]))
+    if not first < last or found is None:
+        raise InputError(f"{path.name} cannot be redrawn: run.write must stand in a cell below the one of bench.start")
+    sources = {str(c["id"]): _source(c) for c in code[: last + 1]}
+    for cell in code[first + 1 : last + 1]:
+        cell["source"] = ""
+    read = f"from nbmf_research.results import read_results\n\n{found[1] or 'results'} = read_results({record.as_posix()!r})"
+    code[last]["source"] = read
+    out.write_text(json.dumps(notebook), "utf-8")
+    return sources
+
+# %% ../nbs/64_bench.ipynb #9c2e375d
+def _restore(drawn: Path, before: Path, sources: Mapping[str, str]) -> None:
+    """Put the sources of the measuring cells and the outputs that they had into the redrawn notebook."""
+    had = {str(c.get("id")): c for c in _code_cells(_load(before))}
+    notebook = _load(drawn)
+    for cell in _code_cells(notebook):
+        name = str(cell.get("id"))
+        if name in sources:
+            outputs = had[name]["outputs"] if name in had else []
+            cell |= {"source": sources[name].splitlines(keepends=True), "outputs": outputs}
+    drawn.write_text(json.dumps(notebook), "utf-8")
+
+
+def _measured(found: Benchmark, profile: str) -> Results:
+    """The record to redraw from, if it is of the code that lies here."""
+    notebook, record = report_paths(found.name, _known_profile(profile))
+    if not (notebook.is_file() and record.is_file()):
+        raise InputError(f"{found.name} was never run: nbmf bench run {found.name} --profile {profile}")
+    results = read_results(record)
+    if results.source_hash != source_hash(found.path):
+        raise InputError(
+            f"{found.name} ({profile}) cannot be redrawn: the code that measures has changed since, so its numbers are not of this code; run it again"
+        )
+    if set(results.parameters) != set(found.parameters):
+        raise InputError(f"{found.name} ({profile}) was run with other parameters than the template has; run it again")
+    return results
+
+
+def redraw(name: str, profile: str = "cpu") -> Path:
+    """Draw a report's tables and figures again from its record; nothing is measured, and the record stays as it is.
+
+    Parameters
+    ----------
+    name : str
+        Benchmark.
+    profile : {"smoke", "cpu", "gpu"}
+        Which of its reports.
+
+    Returns
+    -------
+    Path
+        The executed notebook, with the outputs of its measuring cells kept.
+
+    Raises
+    ------
+    InputError
+        If it was never run, or the code that measures has changed since.
+    BenchmarkError
+        If a drawing cell failed; the report is as it was.
+    """
+    found = find_benchmark(name)
+    results, (notebook, record) = _measured(found, profile), report_paths(name, profile)
+    scratch = find_root() / "_smoke"
+    scratch.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".run-{os.getpid()}-", dir=scratch, ignore_cleanup_errors=True) as folder:
+        part = Path(folder) / "template.ipynb"
+        sources = _drawing_template(found.path, record.relative_to(find_root()), part)
+        job = _job(name, profile, {}, Path(folder))
+        job = replace(job, parameters=results.parameters, benchmark=replace(found, path=part))
+        _execute(job)
+        _restore(job.notebook, notebook, sources)
+        digest = hashlib.sha256(record.read_bytes()).hexdigest()
+        text = _normalise(replace(job, benchmark=found), results, record, digest)
+    with atomic_path(notebook) as part:
+        part.write_text(text, encoding="utf-8")
+    return notebook

@@ -495,6 +495,64 @@ def test_stale_says_why(clone: Path) -> None:
     assert "other parameters" in str(bench.stale("demo", "cpu"))
 
 
+# ---- redraw
+
+DRAW = 'bench.table(f"{len(results.rows)} rows of seed {run.seed}")'
+
+
+def test_redraw_draws_anew_and_measures_nothing(clone: Path) -> None:
+    make_template(clone, "demo", MEASURE, WRITE, DRAW)
+    page = bench.run("demo", overrides={"samples": 7})
+    record = clone / "_smoke" / "data" / "demo.smoke.json"
+    numbers, first = record.read_bytes(), json.loads(page.read_text())
+    make_template(clone, "demo", MEASURE, WRITE, DRAW.replace(" rows", " measurements"), "results.command")
+    assert bench.redraw("demo", "smoke") == page and record.read_bytes() == numbers
+    text = page.read_text()
+    second = json.loads(text)
+    assert "2 measurements of seed 0" in text and "read_results" not in text and "nbmf bench run demo" in text
+    kept = {c["id"]: c for c in first["cells"]}
+    assert all(c == kept[c["id"]] for c in second["cells"][:6]), (
+        "title, provenance, parameters, measuring cells as they were"
+    )
+    assert second["metadata"]["nbmf"]["source_hash"] == first["metadata"]["nbmf"]["source_hash"]
+    _clean_for_nbdev(text)
+    assert published(clone) == ["demo.smoke.ipynb", "demo.smoke.json"]
+    make_template(clone, "demo", MEASURE, WRITE, "1 / 0")
+    with pytest.raises(bench.BenchmarkError, match="ZeroDivisionError"):
+        bench.redraw("demo", "smoke")
+    assert page.read_text() == text and record.read_bytes() == numbers
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ((MEASURE + "\nx = 1", WRITE, DRAW), "the code that measures has changed"),
+        ((MEASURE, WRITE + "\n" + DRAW), "the code that measures has changed"),
+    ],
+)
+def test_redraw_refuses_numbers_of_other_code(clone: Path, code: tuple[str, ...], says: str) -> None:
+    make_template(clone, "demo", MEASURE, WRITE, DRAW)
+    with pytest.raises(InputError, match="never run"):
+        bench.redraw("demo")
+    record = _fake_record(clone)
+    before = record.read_bytes()
+    make_template(clone, "demo", *code)
+    with pytest.raises(InputError, match=says):
+        bench.redraw("demo")
+    assert record.read_bytes() == before
+
+
+def test_redraw_needs_a_cell_that_measures_below_the_start(clone: Path) -> None:
+    path = make_template(clone, "demo")
+    notebook = json.loads(path.read_text())
+    notebook["cells"][2]["source"] = "\n".join("".join(c["source"]) for c in notebook["cells"][2:])
+    del notebook["cells"][3:]
+    path.write_text(json.dumps(notebook))
+    _fake_record(clone)
+    with pytest.raises(InputError, match="below the one of"):
+        bench.redraw("demo")
+
+
 def test_report_runs_all_resumes_and_builds(
     clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

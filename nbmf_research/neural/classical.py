@@ -21,12 +21,12 @@ import numpy as np
 import xarray as xr
 
 from ..core import InputError, MissingDependencyError, NbmfError, StreamError, require
-from .codec import Codec, Frame, Kind, Samples, register_codec
+from .codec import CODECS, Codec, Frame, Kind, Samples, register_codec
 
 # %% auto #0
-__all__ = ['Layout', 'LAYOUTS', 'FLAC_BITS', 'WAVPACK', 'MAX_CHANNELS', 'Peer', 'pack_parts', 'unpack_parts', 'differences',
-           'running_sums', 'ByteCodec', 'Zlib', 'Xz', 'Zstd', 'DeltaZstd', 'Blosc', 'DeltaBlosc', 'Mtscomp', 'Flac',
-           'FlacStereo', 'Pcodec', 'WavPack', 'WavPackHybrid', 'Bounded', 'Sz3', 'Zfp']
+__all__ = ['Layout', 'LAYOUTS', 'FLAC_BITS', 'WAVPACK', 'MAX_CHANNELS', 'INNER', 'Peer', 'pack_parts', 'unpack_parts',
+           'differences', 'running_sums', 'ByteCodec', 'Zlib', 'Xz', 'Zstd', 'DeltaZstd', 'Blosc', 'DeltaBlosc',
+           'Mtscomp', 'Flac', 'FlacStereo', 'Pcodec', 'WavPack', 'WavPackHybrid', 'Bounded', 'Sz3', 'Zfp', 'Quantised']
 
 # %% ../../nbs/27_neural.classical.ipynb #0c06348f
 class Peer(Codec):
@@ -606,22 +606,69 @@ def _sz3_bytes(x: Samples, algorithm: int, max_error: float) -> bytes:
 # %% ../../nbs/27_neural.classical.ipynb #c4b980a0
 @register_codec("zfp")
 class Zfp(Bounded):
-    """zfp in its accuracy mode on the (time, channel) plane, on one thread."""
+    """zfp in its accuracy mode, on the (time, channel) plane or on one vector, channel after channel, whichever is shorter; on one thread."""
 
     needs = ("zfpy",)
 
     def squeeze(self, x: Samples) -> bytes:
-        """Compress with this tolerance."""
-        out: bytes = require("zfpy", extra="bench").compress_numpy(x, tolerance=self.max_error)
+        """Compress plane and vector with this tolerance; keep the shorter."""
+        zfpy = require("zfpy", extra="bench")
+        out: bytes = min((zfpy.compress_numpy(y, tolerance=self.max_error) for y in (x, x.ravel("F"))), key=len)
         return out
 
     def expand(self, stream: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> Samples:
         """Undo `squeeze`, if zfp's own header agrees with the frame."""
         zfpy = require("zfpy", extra="bench")
         head = zfpy.header(stream)
-        if (head["ny"], head["nx"], head["nz"], head["type"]) != (*shape, 0, dtype):
+        form = (head["ny"], head["nx"])
+        if form not in (shape, (0, math.prod(shape))) or (head["nz"], head["type"]) != (0, dtype):
             raise StreamError(
                 f"the zfp header says {head['ny']} x {head['nx']} of {head['type']}, the frame {shape} of {dtype}"
             )
         x: Samples = zfpy.decompress_numpy(stream)
-        return x
+        return np.ascontiguousarray(x.reshape(shape, order=_ORDER[form[0] == 0]))
+
+# %% ../../nbs/27_neural.classical.ipynb #be443bca
+INNER = ("pcodec", "flac", "flac-stereo", "wavpack", "zstd", "delta-zstd")
+_GRID = struct.Struct("<dBc")  # step, place of the lossless codec in INNER, type of the integers
+
+
+@register_codec("quantised")
+class Quantised(Bounded):
+    """A uniform quantiser, and a lossless codec on its integers.
+
+    Parameters
+    ----------
+    max_error : float
+        Largest error of any sample, in the input's units; above 0.
+    inner : str
+        The lossless codec, one of `INNER`.
+    """
+
+    needs = ("pcodec",)
+
+    def __init__(self, max_error: float = 1.0, inner: str = "pcodec") -> None:
+        super().__init__(max_error)
+        if inner not in INNER:
+            raise InputError(f"{inner!r} cannot follow the quantiser; use one of {', '.join(INNER)}")
+        self.inner = inner
+
+    def squeeze(self, x: Samples) -> bytes:
+        """Round to multiples of the step, in the smallest type that holds them, and compress those."""
+        whole = bool((x == np.round(x)).all())
+        step = 2.0 * math.floor(self.max_error) + 1 if whole else 2 * self.max_error * (1 - 2**-20)
+        with np.errstate(over="ignore"):
+            index = np.round(x.astype(np.float64) / step)
+        low, high = index.min(), index.max()
+        kind = next((k for k in "bhiI" if np.iinfo(k).min <= low and high <= np.iinfo(k).max), None)
+        if kind is None:
+            raise InputError(f"steps of {step:g} do not reach {np.abs(x).max():g} in 32 bits; ask for a larger bound")
+        head = _GRID.pack(step, INNER.index(self.inner), kind.encode())
+        return head + CODECS.create(self.inner).encode(np.ascontiguousarray(index, np.dtype(kind)))
+
+    def expand(self, stream: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> Samples:
+        """Undo `squeeze`; the stream says which codec and type it was."""
+        step, place, kind = _GRID.unpack_from(stream)
+        index = CODECS.create(INNER[place]).decode(stream[_GRID.size :], shape, np.dtype(kind.decode()))
+        grid: Samples = (index * step).astype(dtype)
+        return grid

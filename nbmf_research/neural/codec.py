@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import math
 import struct
 import zlib
 from abc import ABC, abstractmethod
@@ -20,8 +22,9 @@ from numpy.typing import NDArray
 from ..core import InputError, MissingDependencyError, Registry, StreamError, require
 
 # %% auto #0
-__all__ = ['MAGIC', 'MAX_SAMPLES', 'Kind', 'Samples', 'CODECS', 'CODEC_MODULES', 'Frame', 'SampleCoder', 'Codec',
-           'register_codec', 'load_codecs', 'codec_class', 'codec_names', 'create_codec', 'decompress', 'Raw']
+__all__ = ['MAGIC', 'MAX_SAMPLES', 'SAMPLE_TYPES', 'Kind', 'Samples', 'CODECS', 'CODEC_MODULES', 'Frame', 'SampleCoder', 'Codec',
+           'register_codec', 'load_codecs', 'codec_class', 'codec_names', 'create_codec', 'decompress', 'Raw',
+           'ChunkCoder']
 
 # %% ../../nbs/26_neural.codec.ipynb #5ca93cab
 MAGIC = b"NBP1"
@@ -93,8 +96,11 @@ class Frame:
         return cls(stream[5:at].decode("ascii", "replace"), _dtype(kind), _shape(n_time, n_channels), rate, payload)
 
 # %% ../../nbs/26_neural.codec.ipynb #bef7e8c8
+SAMPLE_TYPES = ("i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8")
+
+
 def _dtype(kind: bytes) -> np.dtype[Any]:
-    if kind not in (b"i1", b"u1", b"i2", b"u2", b"i4", b"u4", b"f4", b"f8"):
+    if kind.decode("ascii", "replace") not in SAMPLE_TYPES:
         raise StreamError(f"the frame names a sample type that does not exist: {kind!r}")
     return np.dtype("<" + kind.decode())
 
@@ -261,8 +267,13 @@ def codec_names(*kinds: Kind) -> list[str]:
 
 
 def create_codec(name: str, **parameters: Any) -> Codec:
-    """Make a codec by name, such as ``create_codec("zlib", level=9)``; an unknown name raises `InputError` with the nearest one."""
-    return load_codecs().create(name, **parameters)
+    """Make a codec by name, such as ``create_codec("zlib", level=9)``; an unknown name raises `InputError` with the nearest one, a parameter that it does not have `InputError` too."""
+    factory = load_codecs()[name]
+    try:
+        inspect.signature(factory).bind(**parameters)
+    except TypeError as e:
+        raise InputError(f"codec {name!r} cannot be made: {e}") from e
+    return factory(**parameters)
 
 
 def decompress(stream: bytes) -> xr.DataArray:
@@ -302,3 +313,63 @@ class Raw(Codec):
         if len(payload) != shape[0] * shape[1] * dtype.itemsize:
             raise StreamError(f"{len(payload)} payload bytes do not make {shape} samples of {dtype}")
         return np.frombuffer(payload, dtype).reshape(shape)
+
+# %% ../../nbs/26_neural.codec.ipynb #5c0faa59
+@dataclass(frozen=True)
+class ChunkCoder:
+    """A codec, by name and parameters, for the chunks of an array.
+
+    Attributes
+    ----------
+    codec : str
+        Registered name.
+    parameters : tuple of (str, value)
+        Arguments of the codec, sorted by name; see `of`.
+    """
+
+    codec: str = "nbmf-max"
+    parameters: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, codec: str, **parameters: Any) -> ChunkCoder:
+        """Check name and parameters (`InputError`), and keep NumPy's numbers as Python's, which JSON can hold."""
+        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in sorted(parameters.items())}
+        create_codec(codec, **plain)
+        return cls(codec, tuple(plain.items()))
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """The same as a dictionary: ``{"codec": name, **parameters}``."""
+        return {"codec": self.codec, **dict(self.parameters)}
+
+    def check(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
+        """Return the little-endian form of an array's type; `InputError` if the codec cannot give chunks of this type back."""
+        if dtype.str[1:] not in SAMPLE_TYPES:
+            raise InputError(
+                f"{self.codec!r} codes integers of 8 to 32 bits, float32 and float64, not {dtype}: convert the array, or leave it to the store's own codecs"
+            )
+        little = dtype.newbyteorder("<")
+        if create_codec(self.codec, **dict(self.parameters)).decoded_dtype(little) != little:
+            raise InputError(
+                f"{self.codec!r} decodes to float32, this array is {dtype}: store float32, or use 'nbmf-bounded', which keeps the type"
+            )
+        return little
+
+    def encode(self, chunk: Samples) -> bytes:
+        """Turn a chunk of any shape and byte order into a frame; where samples are NaN or infinite, nothing of the chunk is lost, whatever the codec."""
+        little, rows = self.check(chunk.dtype), chunk.shape[0] if chunk.ndim else 1
+        x = np.ascontiguousarray(chunk, little).reshape(rows, chunk.size // max(rows, 1))
+        codec = create_codec(self.codec, **dict(self.parameters))
+        if not x.size:
+            codec = create_codec("raw")
+        elif codec.kind != "lossless" and not np.isfinite(x).all():
+            codec = create_codec("nbmf-balanced")
+        return Frame(codec.name, little, (x.shape[0], x.shape[1]), 0.0, codec.encode(x)).pack()
+
+    @staticmethod
+    def decode(stream: bytes, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Samples:
+        """Turn a frame back into a chunk of this shape and dtype; `StreamError` if it is damaged or of another form, which is seen before memory is asked for."""
+        f = Frame.unpack(stream)
+        if f.shape[0] * f.shape[1] != math.prod(shape) or f.dtype != dtype.newbyteorder("<"):
+            raise StreamError(f"this chunk holds {f.dtype}{f.shape}, where {dtype}{shape} is expected")
+        return cast("Samples", decompress(stream).values.reshape(shape).astype(dtype, copy=False))

@@ -23,7 +23,7 @@ from nbmf_research.neural.codec import CODECS, Frame, create_codec, decompress
 
 BYTES = ("zlib", "xz", "zstd", "delta-zstd", "blosc", "delta-blosc", "mtscomp")
 LOSSLESS = (*BYTES, "pcodec", "flac", "flac-stereo", "wavpack")
-BOUNDED = ("sz3", "zfp")
+BOUNDED = ("sz3", "zfp", "quantised")
 ALL = (*LOSSLESS, *BOUNDED, "wavpack-hybrid")
 INTEGERS = ("i1", "u1", "<i2", "<u2", "<i4", "<u4")
 FLOATS = ("<f4", "<f8")
@@ -194,6 +194,27 @@ def test_sz3_takes_the_shorter_of_two_predictors() -> None:
     smooth = np.round(1000 * np.sin(np.arange(4000) / 20)[:, None] * [1, -0.3]).astype(np.int16)
     ways = [Frame.unpack(create_codec("sz3", max_error=1.0).compress(x)).payload[4] for x in (smooth, alike)]
     assert ways == [0, 1]
+
+
+@pytest.mark.parametrize("inner", classical.INNER)
+@pytest.mark.parametrize("dtype", ["i1", "<i2", "<i4", "<f4", "<f8"])
+def test_quantised_lies_on_its_grid_with_every_inner_codec(inner: str, dtype: str) -> None:
+    codec(inner)
+    x = walk(400, 3, step=4).astype(dtype)
+    for bound in (0.4, 1.0, 3.7):
+        y = decompress(create_codec("quantised", max_error=bound, inner=inner).compress(x)).values
+        assert np.abs(y.astype(float) - x).max() <= np.floor(bound)
+        assert not np.any(y % (2 * np.floor(bound) + 1))
+
+
+def test_quantised_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(InputError, match="use one of pcodec"):
+        create_codec("quantised", inner="gzip")
+    codec("quantised")
+    stream = create_codec("quantised", inner="zstd").compress(walk())
+    broken_decode(rewrap(stream, lambda p: p[:12] + bytes([len(classical.INNER)]) + p[13:]))
+    with pytest.raises(InputError, match="larger bound"):
+        create_codec("quantised", max_error=1e-9).compress(np.array([[1e9], [0.5]]))
 
 
 def test_zfp_on_integers_would_break_its_bound() -> None:
