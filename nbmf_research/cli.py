@@ -22,8 +22,8 @@ from . import __version__
 
 # %% auto #0
 __all__ = ['Profile', 'LATTICE_BYTES', 'Command', 'Tree', 'COMMANDS', 'GROUPS', 'FREE', 'KNOWN', 'bench_list', 'bench_run',
-           'bench_report', 'bench_site', 'bench_readme', 'data_list', 'data_get', 'info', 'docstring_help',
-           'add_command', 'build_parser', 'split_parameters', 'explain', 'main']
+           'bench_report', 'bench_site', 'bench_readme', 'data_list', 'data_get', 'info', 'encode', 'decode', 'verify',
+           'docstring_help', 'add_command', 'build_parser', 'split_parameters', 'explain', 'main']
 
 # %% ../nbs/69_cli.ipynb #6e648aed
 Profile: TypeAlias = Literal["smoke", "cpu", "gpu"]
@@ -139,19 +139,40 @@ LATTICE_BYTES = 1 << 26
 
 
 def info(path: str, *, json: bool = False) -> None:
-    """Show what a recording file holds: streams, shape, rate, type, units, converter bits.
+    """Show what a recording file holds: streams, shape, rate, type, units, converter bits; of an .nbmf file also size, codecs and certificates.
 
     Parameters
     ----------
     path : str
         A recording in any format that can be read, or the folder of one.
     json : bool
-        Print JSON instead of text.
+        Print JSON instead of text; of an .nbmf file, with every block.
     """
+    if path.endswith(".nbmf"):
+        return _info_stream(path, json)
     from nbmf_research.neural.recordings import list_streams
 
     streams = [_stream(path, s.stream, s.segment) for s in list_streams(path)]
     print(jsonlib.dumps({"path": path, "streams": streams}, indent=1) if json else _describe(path, streams))
+
+
+def _open_stream(path: str, recover: bool = False) -> Any:
+    """Open an .nbmf file; the error names it."""
+    from nbmf_research.coding.container import open_stream
+    from nbmf_research.core import StreamError
+
+    try:
+        return open_stream(path, recover=recover)
+    except StreamError as e:
+        if recover:  # what is wrong with the file is clearer than what is wrong with its remains
+            return _open_stream(path)
+        raise StreamError(f"{path}: {e}") from e
+
+
+def _info_stream(path: str, json: bool) -> None:
+    with _open_stream(path) as s:
+        about = s.info(blocks=True)
+    print(jsonlib.dumps({"path": path} | about, indent=1) if json else _describe_stream(path, about))
 
 
 def _stream(path: str, stream: str, segment: int) -> dict[str, Any]:
@@ -198,13 +219,197 @@ def _bits(s: Mapping[str, Any]) -> str:
     return f"{said}; used: {s['lattice']['bits']} bits, step {step} (of {s['lattice']['read']} samples)"
 
 # %% ../nbs/69_cli.ipynb #3899b7d2
+def _describe_stream(path: str, s: Mapping[str, Any]) -> str:
+    m, (n_time, n_channels) = s["metadata"], s["shape"]
+    own = f"{m['native_bits']}-bit" if m["native_bits"] else s["dtype"]
+    words = "" if own == "int16" else f", {s['ratio_int16']:.2f} times than 16-bit words"
+    codecs = [f"{p.get('codec', name)}{_options(p)}" for name, p in s["codecs"]]
+    worst = [b["certificate"]["max_error"] for b in s["blocks"] if b.get("certificate")]
+    seconds = f", {s['seconds']:.3f} s" if s["seconds"] else ""
+    lines = [
+        f"{path}: {s['format']}, {s['bytes']} bytes",
+        f"    {n_time} samples x {_count(n_channels, 'channel')}, {m['sampling_rate']:g} Hz{seconds}, {_count(len(s['gaps']), 'gap')}; {s['dtype']} in {m['units']}",
+        f"    {s['bits_per_sample']:.3f} bits per sample: {s['ratio_native']:.2f} times smaller than {own} samples{words}",
+        f"    {_count(s['n_blocks'], 'block')} of {_count(len(s['groups']), 'channel group')}; codec {', '.join(codecs) or 'raw'}",
+    ]
+    known = None not in worst
+    if worst:
+        lines.append(
+            f"    largest error {max(worst):g} {m['units']}, certified in {len(worst)} blocks"
+            if known
+            else "    lossy, errors not all stated"
+        )
+    return "\n".join([*lines, *(f"    {note}" for note in s["notes"])])
+
+
+def _options(parameters: Mapping[str, Any]) -> str:
+    shown = [f"{k}={v}" for k, v in parameters.items() if k != "codec"]
+    return f" ({', '.join(shown)})" if shown else ""
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n or 'no'} {what}{'s' * (n != 1)}"
+
+# %% ../nbs/69_cli.ipynb #4695813b
+def encode(
+    source: str,
+    target: str = "",
+    *,
+    codec: str = "nbmf-max",
+    max_error: str | None = None,
+    block_seconds: float | None = None,
+    jobs: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    stream: str | None = None,
+    segment: int | None = None,
+    format: str | None = None,
+    sampling_rate: float | None = None,
+    n_channels: int | None = None,
+    dtype: str | None = None,
+) -> None:
+    """Compress a recording into an .nbmf file; what decoding gives back is checked while it is written.
+
+    Parameters
+    ----------
+    source : str
+        A recording in any format that can be read, or the folder of one.
+    target : str
+        The file to write; the source's name with .nbmf if left out.
+    codec : str
+        nbmf-max, nbmf-balanced, nbmf-fast, or another registered codec.
+    max_error : str
+        Largest error of any sample, such as 5uV, 0.5mV, 2counts, or a number in the recording's units. Without it, every bit comes back.
+    block_seconds : float
+        Length of a block, the unit of random access.
+    jobs : int
+        Threads; 0 is one for each core.
+    resume : bool
+        Go on where a run that was killed stopped.
+    overwrite : bool
+        Replace the target if it exists.
+    stream : str
+        Name of a stream, if the source holds several; see nbmf info.
+    segment : int
+        One segment; all of the stream, joined, if left out.
+    format : str
+        Name of the source's format; found from its suffix and content if left out.
+    sampling_rate : float
+        Hertz; for raw files and others that do not say.
+    n_channels : int
+        For raw files; the source is taken for one.
+    dtype : str
+        Sample type of raw files, such as int16.
+    """
+    from nbmf_research.neural.recordings import open_recording
+    from nbmf_research.neural.streams import encode_recording
+
+    out = _free_target(target or f"{source.rstrip('/').rpartition('.')[0] or source}.nbmf", source, overwrite)
+    options = _given(sampling_rate=sampling_rate, n_channels=n_channels, dtype=dtype)
+    kind = format or ("raw" if n_channels else None)
+    x = open_recording(source, stream=stream, segment=segment, format=kind, **options)
+    options = _given(max_error=max_error, block_seconds=block_seconds)
+    about = encode_recording(x, out, codec=codec, jobs=jobs, resume=resume, progress=True, **options)
+    rate = f"{about['bits_per_sample']:.3f} bits per sample"
+    print(f"{out}: {about['bytes']} bytes, {rate}, {about['ratio_int16']:.2f} times smaller than 16-bit words")
+
+# %% ../nbs/69_cli.ipynb #abb10fc0
+def _given(**options: Any) -> dict[str, Any]:
+    return {k: v for k, v in options.items() if v is not None}
+
+
+def _free_target(target: str, source: str, overwrite: bool) -> str:
+    """Refuse to write over the source, or over what exists."""
+    from pathlib import Path
+
+    from nbmf_research.core import InputError
+
+    out = Path(target)
+    if out.exists() and Path(source).exists() and out.samefile(source):
+        raise InputError(f"{target} is the source; give another name for the output")
+    there = (
+        [p for p in (out, out.with_suffix(".json")) if p.exists()] if out.suffix != ".nbmf" else [out] * out.exists()
+    )
+    if there and not overwrite:
+        raise InputError(f"{there[0]} exists; give --overwrite to replace it, or another name")
+    return target
+
+# %% ../nbs/69_cli.ipynb #d26cce91
+def decode(
+    source: str,
+    target: str = "",
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    channels: str | None = None,
+    jobs: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Decode an .nbmf file, or a part of it, into a NumPy, HDF5 or raw file.
+
+    Parameters
+    ----------
+    source : str
+        The .nbmf file.
+    target : str
+        A name with .npy, .h5 or .raw (.bin, .dat); the source's name with .npy if left out. What .npy and .raw cannot hold goes into a .json beside it.
+    start : int
+        First sample.
+    stop : int
+        Sample behind the last one; the end if left out.
+    channels : str
+        Names, or numbers from 0, with commas between; all if left out.
+    jobs : int
+        Threads; 0 is one for each core.
+    overwrite : bool
+        Replace the target if it exists.
+    """
+    from nbmf_research.neural.streams import decode_recording
+
+    out = _free_target(target or f"{source.removesuffix('.nbmf')}.npy", source, overwrite)
+    chosen = _split_channels(source, channels)
+    decode_recording(source, out, start=start, stop=stop, channels=chosen, jobs=jobs, progress=True)
+    print(out)
+
+
+def _split_channels(source: str, channels: str | None) -> list[str] | list[int] | None:
+    """Names where all are names of the stream, else numbers."""
+    if channels is None:
+        return None
+    words = [w.strip() for w in channels.split(",")]
+    with _open_stream(source) as s:
+        named = set(words) <= set(s.metadata.channels)
+    return [int(w) for w in words] if not named and all(w.isdecimal() for w in words) else words
+
+
+def verify(path: str) -> None:
+    """Decode every block of an .nbmf file; fails, and names the samples that are lost, if it is damaged.
+
+    Parameters
+    ----------
+    path : str
+        The .nbmf file.
+    """
+    from nbmf_research.core import StreamError
+
+    with _open_stream(path, recover=True) as s:
+        report = s.verify()
+    print(f"{path}: {report}")
+    if not report.ok:
+        lost = sum((a.stop - a.start) * len(a.channels) for a in report.losses)
+        raise StreamError(f"{path} is damaged: {lost} of {s.n_time * s.n_channels} values are lost")
+
+# %% ../nbs/69_cli.ipynb #fb53e5db
 Command: TypeAlias = Callable[..., None]
 Tree: TypeAlias = Mapping[str, "Command | Tree"]
 
 COMMANDS: Tree = {
     "bench": {"list": bench_list, "run": bench_run, "report": bench_report, "site": bench_site, "readme": bench_readme},
     "data": {"list": data_list, "get": data_get},
+    "encode": encode,
+    "decode": decode,
     "info": info,
+    "verify": verify,
 }
 GROUPS = {
     "bench": "Run the benchmarks and build the report.",
@@ -337,6 +542,24 @@ def split_parameters(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return rest, taken
 
 # %% ../nbs/69_cli.ipynb #03418ff8
+def _names_first(words: Sequence[str]) -> list[str]:
+    """Move what stands without an option before the options: argparse takes an optional word only there."""
+    node: Any = COMMANDS
+    depth = 0
+    while not callable(node) and depth < len(words) and words[depth] in node:
+        node, depth = node[words[depth]], depth + 1
+    types = typing.get_type_hints(node) if callable(node) else {}
+    loose, named, queue = list(words[:depth]), [], list(words[depth:])
+    while queue:
+        word = queue.pop(0)
+        if not word.startswith("-"):
+            loose.append(word)
+            continue
+        takes = types.get(word[2:], bool) is not bool and queue
+        named += [word, queue.pop(0)] if takes else [word]
+    return [*loose, *named]
+
+
 def _dispatch(words: Sequence[str]) -> None:
     """Parse the line and call the command."""
     free: dict[str, Any] = {}
@@ -344,7 +567,7 @@ def _dispatch(words: Sequence[str]) -> None:
     if line[:2] == ["bench", "run"]:
         rest, taken = split_parameters(line[2:])
         line, free = [*line[:2], *rest], {"parameters": taken}
-    chosen: Namespace = build_parser().parse_args(line)
+    chosen: Namespace = build_parser().parse_args(_names_first(line))
     node: Any = COMMANDS
     while not callable(node):
         name = chosen["command"]

@@ -16,6 +16,7 @@ import pytest
 from bench_template import MEASURE, PARAMETERS, WRITE, make_clone, make_template, published
 
 from nbmf_research import __version__, bench, cli, core, datasets, site
+from nbmf_research.neural.recordings import open_recording, recording, save_recording
 
 NBMF = Path(sys.executable).with_name("nbmf")
 
@@ -97,7 +98,7 @@ def test_a_closed_pipe_is_no_error() -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("", "one of {bench,data,info}"),
+        ("", "one of {bench,data,encode,decode,info"),
         ("bnch", "'bnch'"),
         ("bench", "one of {list,run,report,site,readme}"),
         ("bench run", "required: name; see --help"),
@@ -120,6 +121,31 @@ def test_a_closed_pipe_is_no_error() -> None:
         ("info broken.h5", "broken.h5"),
         ("info notes.txt", "notes.txt"),
         ("info empty.edf", "empty.edf"),
+        ("info empty.nbmf", "empty.nbmf"),
+        ("encode", "source"),
+        ("encode nowhere.edf", "nowhere.edf"),
+        ("encode a.h5 b.nbmf c.nbmf", "c.nbmf"),
+        ("encode a.h5 --codec nbmf-mux", "did you mean"),
+        ("encode a.h5 --max_error much", "an error bound is a number"),
+        ("encode a.h5 --max_error 5uV", "does not fit a recording in counts"),
+        ("encode a.h5 --max_error 5 --codec nbmf-fast", "keeps no error bound"),
+        ("encode a.h5 --block_seconds 0", "hold no sample"),
+        ("encode a.h5 --block_seconds long", "block_seconds"),
+        ("encode a.h5 --jobs -3", "jobs"),
+        ("encode a.h5 --stream other", "no stream 'other'"),
+        ("encode a.h5 a.h5 --overwrite", "is the source"),
+        ("encode a.h5 there.nbmf", "there.nbmf exists; give --overwrite"),
+        ("encode notes.txt", "notes.txt"),
+        ("encode bare.raw", "dtype="),
+        ("decode", "source"),
+        ("decode nowhere.nbmf", "nowhere.nbmf"),
+        ("decode a.h5 b.npy", "not an .nbmf stream"),
+        ("decode there.nbmf out.npy", "not an .nbmf stream"),
+        ("decode there.nbmf a.h5", "a.h5 exists; give --overwrite"),
+        ("decode there.nbmf notes.npy", "not an .nbmf stream"),
+        ("verify", "path"),
+        ("verify nowhere.nbmf", "nowhere.nbmf"),
+        ("verify a.h5", "not an .nbmf stream"),
     ],
 )
 def test_wrong_usage_is_one_line_and_2(clone: Path, capsys: pytest.CaptureFixture[str], line: str, says: str) -> None:
@@ -127,6 +153,10 @@ def test_wrong_usage_is_one_line_and_2(clone: Path, capsys: pytest.CaptureFixtur
     (clone / "broken.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
     (clone / "notes.txt").write_text("hello")
     (clone / "empty.edf").write_bytes(b"")
+    (clone / "empty.nbmf").write_bytes(b"")
+    (clone / "there.nbmf").write_bytes(b"something else")
+    (clone / "bare.raw").write_bytes(bytes(60))
+    save_recording(recording(np.zeros((9, 2), np.int16), 1.0), clone / "a.h5")
     code, out, err = nbmf(capsys, *line.split())
     assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("nbmf: ") and says in err, err
 
@@ -224,8 +254,6 @@ def test_data_get(clone: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
 
 
 def test_info(clone: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from nbmf_research.neural.recordings import recording, save_recording
-
     codes = np.random.default_rng(0).integers(-512, 512, (2000, 3))
     save_recording(
         recording((codes * 64).astype(np.int16), 1000.0, units="uV", gain=0.5, native_bits=10), clone / "a.h5"
@@ -241,6 +269,91 @@ def test_info(clone: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     assert "float32 in counts" in out and "no lattice" in out and out.count("1 gap\n") == 1
     monkeypatch.setattr(cli, "LATTICE_BYTES", 600)
     assert json.loads(nbmf(capsys, "info", "a.h5", "--json")[1])["streams"][0]["lattice"]["read"] == 100
+
+
+def walk(n: int, channels: int) -> np.ndarray:
+    return np.cumsum(np.random.default_rng(n).integers(-9, 10, (n, channels)), axis=0).astype(np.int16)
+
+
+def test_encode_decode_verify_info(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x, names = walk(3000, 3), ["A1", "A2", "7"]
+    save_recording(
+        recording(x, 1000.0, channels=names, units="uV", gain=0.5, native_bits=12, gaps=[(9, 0.0)]), clone / "a.h5"
+    )
+    code, out, err = nbmf(capsys, "encode", "a.h5", "--block_seconds", "1", "--codec=nbmf-fast", "--jobs", "1")
+    assert (code, err) == (0, "") and out.startswith("a.nbmf: ") and out.count("\n") == 1
+    assert nbmf(capsys, "verify", "a.nbmf") == (0, "a.nbmf: 3 blocks, 3000 samples: whole\n", "")
+    assert nbmf(capsys, "decode", "a.nbmf") == (0, "a.npy\n", "")
+    assert (np.load("a.npy") == x).all() and open_recording("a.npy").attrs["gaps"] == [[9, 0.0]]
+    line = ("decode", "a.nbmf", "--start", "1500", "--stop", "1600", "--channels", "7,A1", "part.raw")
+    assert nbmf(capsys, *line) == (0, "part.raw\n", "")
+    y = open_recording("part.raw")
+    assert (y.values == x[1500:1600, [2, 0]]).all() and y.channel.values.tolist() == ["7", "A1"]
+    assert nbmf(capsys, "decode", "a.nbmf", "n.h5", "--channels", "1,0")[0] == 0
+    assert (open_recording("n.h5").values == x[:, [1, 0]]).all()
+    code, out, err = nbmf(capsys, "decode", "a.nbmf")
+    assert code == 2 and "a.npy exists" in err
+    for words, says in (("--channels A1,9", "'9'"), ("--stop 3001", "3001"), ("--channels 5", "5")):
+        code, out, err = nbmf(capsys, "decode", "a.nbmf", "b.npy", *words.split())
+        assert (code, out) == (2, "") and says in err and not Path("b.npy").exists() and not Path("b.json").exists()
+    assert nbmf(capsys, "encode", "a.nbmf", "b.nbmf")[0] == 0 and (open_recording("b.nbmf").values == x).all()
+
+
+def test_info_of_a_stream(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = walk(2000, 2)
+    save_recording(recording(x, 1000.0, units="uV", gain=0.5, native_bits=12), clone / "a.h5")
+    for words in ("a.nbmf", "--max_error 1.2uV b.nbmf --block_seconds 1"):
+        assert nbmf(capsys, "encode", "a.h5", *words.split())[0] == 0
+    about = json.loads(nbmf(capsys, "info", "b.nbmf", "--json")[1])
+    bits = 8 * (clone / "b.nbmf").stat().st_size / x.size
+    assert np.allclose(
+        [about[k] for k in ("bits_per_sample", "ratio_native", "ratio_int16")], [bits, 12 / bits, 16 / bits]
+    )
+    assert about["codecs"] == [["neural", {"codec": "nbmf-bounded", "max_error": 2}]]
+    errors = np.abs(open_recording("b.nbmf").values.astype(int) - x) * 0.5
+    assert [b["certificate"]["max_error"] for b in about["blocks"]] == [errors[:1000].max(), errors[1000:].max()]
+    text = nbmf(capsys, "info", "b.nbmf")[1]
+    assert "2 blocks of 1 channel group; codec nbmf-bounded (max_error=2)" in text and "largest error 1 uV" in text
+    text = nbmf(capsys, "info", "a.nbmf")[1]
+    assert "times smaller than 12-bit samples, " in text and "error" not in text and "no gaps" in text
+
+
+def test_a_damaged_stream_is_named(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_recording(recording(walk(3000, 2), 1000.0), clone / "a.h5")
+    assert nbmf(capsys, "encode", "a.h5", "--block_seconds", "1")[0] == 0
+    data = bytearray((clone / "a.nbmf").read_bytes())
+    data[len(data) // 2] ^= 1
+    (clone / "a.nbmf").write_bytes(data)
+    code, out, err = nbmf(capsys, "verify", "a.nbmf")
+    assert code == 2 and "samples 1000..2000 of 2 channels" in out
+    assert err == "nbmf: a.nbmf is damaged: 2000 of 6000 values are lost\n"
+    code, out, err = nbmf(capsys, "decode", "a.nbmf", "b.npy")
+    assert (code, out, err.count("\n")) == (2, "", 1) and "samples 1000..2000" in err
+    assert not list(clone.glob("*b.*"))
+    assert nbmf(capsys, "decode", "a.nbmf", "b.npy", "--stop", "1000")[0] == 0
+    (clone / "a.nbmf").write_bytes(data[:-30])
+    code, out, err = nbmf(capsys, "verify", "a.nbmf")
+    assert code == 2 and "rebuilt by scanning" in out and "damaged" in err
+    code, out, err = nbmf(capsys, "info", "a.nbmf")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+def test_a_raw_file_is_encoded_with_its_numbers(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = walk(500, 4)
+    (clone / "bare.dat").write_bytes(x.tobytes())
+    line = "encode bare.dat --sampling_rate 100 --n_channels 4 --dtype int16 out.nbmf"
+    assert nbmf(capsys, *line.split())[0] == 0
+    assert (open_recording("out.nbmf").values == x).all()
+    code, _, err = nbmf(capsys, "encode", "bare.dat", "out.nbmf", "--n_channels", "many")
+    assert code == 2 and "n_channels" in err
+    code, _, err = nbmf(capsys, "encode", "bare.dat", "--n_channels", "4")
+    assert (code, err.count("\n")) == (2, 1) and "dtype=" in err
+
+
+def test_no_bar_where_there_is_no_terminal(clone: Path) -> None:
+    save_recording(recording(walk(500, 2), 1000.0), clone / "a.h5")
+    code, out, err = shell("encode", "a.h5", cwd=clone)
+    assert (code, err) == (0, "") and out.startswith("a.nbmf: ")
 
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:

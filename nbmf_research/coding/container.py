@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata as packages
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Literal, Self, TypeAlias, cast
 
@@ -184,6 +185,9 @@ class Metadata:
         ``{"id": ..., "sha256": ...}`` of the weights that decoding needs.
     extra : dict
         Further JSON; keys of the format itself are not allowed.
+    gaps : tuple of (int, float)
+        First sample after each gap that is known from the start, and seconds missing (0: a break of unknown length). No block needs
+        to begin there; gaps that turn up while writing are given to `Writer.append`.
     """
 
     sampling_rate: float
@@ -199,6 +203,7 @@ class Metadata:
     lattice: dict[str, Any] | None = None
     model: dict[str, str] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    gaps: tuple[tuple[int, float], ...] = ()
 
     def recording_options(self) -> dict[str, Any]:
         """Return keyword arguments of ``neural.recordings.recording``: all but the samples, the sampling rate and the gaps."""
@@ -225,7 +230,7 @@ def from_recording(x: xr.DataArray) -> Metadata:
     Parameters
     ----------
     x : DataArray, dims (time, channel)
-        Further attrs that are strings or numbers go into `source`; gaps are given to `Writer.append` instead.
+        Further attrs that are strings or numbers go into `source`.
     """
 
     def column(name: str) -> tuple[float, ...]:
@@ -246,6 +251,7 @@ def from_recording(x: xr.DataArray) -> Metadata:
         float(a["t_start"]),
         str(a["name"]),
         {k: v for k, v in a.items() if k not in _OWN and isinstance(v, str | int | float)},
+        gaps=tuple((int(i), float(seconds)) for i, seconds in a["gaps"]),
     )
 
 # %% ../../nbs/08_coding.container.ipynb #2759f2c8
@@ -258,7 +264,7 @@ DICTIONARY = (
     b'"requires":[],"extra":,"lattice":{"numerator":[],"denominator":[],"phase":[],"low":[],"high":[],"bits":12},"model":{"id":"","sha256":"'
     b'0123456789abcdef"},"source":{"format":"","stream":0,"segment":0},"groups":[[0,1,2],[3,4,5]],"groups":64,"xyz":[[0,0,null],[null,null,null]],"name":"'
     b'","t0":0,"bits":16,"bits":10,"offset":-1024,"gain":0.195,"gain":[0.5,0.25],"units":"mV","units":"uV","channels":["ch0","ch1"],"channels":64,'
-    b'"rate":500,"rate":1000,"rate":30000,"dtype":"uint16","dtype":"int32","dtype":"float32","dtype":"int16","codecs":[["raw",{}],["zlib",{"level":9}],["nbmf-lossless",{"profile":"max"}]]'
+    b'"gaps":[[256,0],[512,1.5]],"rate":500,"rate":1000,"rate":30000,"dtype":"uint16","dtype":"int32","dtype":"float32","dtype":"int16","codecs":[["raw",{}],["zlib",{"level":9}],["neural",{"codec":"nbmf-bounded","max_error":2}],["neural",{"codec":"nbmf-max"}]]'
 )
 
 
@@ -276,8 +282,12 @@ def _contiguous(n_channels: int, size: int) -> tuple[NDArray[np.intp], ...]:
     return tuple(np.arange(a, min(a + size, n_channels)) for a in range(0, n_channels, size))
 
 # %% ../../nbs/08_coding.container.ipynb #fb28a2e0
+def _short_list(values: tuple[float, ...]) -> list[float]:
+    return [int(v) if v == int(v) else v for v in map(float, values)]
+
+
 def _short(values: tuple[float, ...]) -> Any:
-    numbers = [int(v) if v == int(v) else v for v in map(float, values)]
+    numbers = _short_list(values)
     return numbers[0] if len(set(numbers)) == 1 else numbers
 
 
@@ -300,6 +310,7 @@ def _header_json(m: Metadata, layout: _Layout) -> bytes:
         "source": m.source,
         "model": m.model,
         "lattice": m.lattice,
+        "gaps": [[i, *_short_list((seconds,))] for i, seconds in m.gaps],
     }
     keys = {k: v for k, v in keys.items() if v != _DEFAULTS[k]}
     try:
@@ -319,7 +330,8 @@ _DEFAULTS: dict[str, Any] = {
         "offset": 0,
         "bits": 0,
     },
-    **{"t0": 0, "name": "", "xyz": None, "groups": 0, "source": {}, "model": None, "lattice": None, "requires": []},
+    **{"t0": 0, "name": "", "xyz": None, "groups": 0, "source": {}, "model": None, "lattice": None, "gaps": []},
+    "requires": [],
 }
 
 # %% ../../nbs/08_coding.container.ipynb #a59c7c5c
@@ -398,6 +410,15 @@ def _read_positions(keys: Mapping[str, Any], n: int) -> tuple[Position, ...] | N
     return tuple((p[0], p[1], p[2]) for p in rows)
 
 
+def _read_gaps(keys: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:
+    value = _typed(keys, "gaps", list)
+    pairs = [g for g in value if isinstance(g, list) and len(g) == 2 and type(g[0]) is int]
+    good = all(isinstance(s, int | float) and 0 <= s < 1e300 for _, s in pairs)
+    if len(pairs) != len(value) or not good or any(a >= b for a, b in pairwise([0, *(i for i, _ in pairs)])):
+        raise StreamError("the header's gaps are not rising samples, each with seconds from 0 up")
+    return tuple((i, float(s)) for i, s in pairs)
+
+
 def _read_groups(keys: Mapping[str, Any], n: int) -> tuple[NDArray[np.intp], ...]:
     value = _typed(keys, "groups", int, list)
     if isinstance(value, int):
@@ -438,6 +459,7 @@ def _read_header(text: bytes) -> tuple[Metadata, _Layout]:
         _typed(keys, "lattice", dict, type(None)),
         _typed(keys, "model", dict, type(None)),
         {k: v for k, v in keys.items() if k not in _DEFAULTS},
+        _read_gaps(keys),
     )
     layout = _Layout(np.dtype(dtype), _read_codecs(keys), _read_groups(keys, n), keys.get("groups", 0))
     return m, layout
@@ -1060,6 +1082,7 @@ class _Log:
             )
         table = _whole_prefix(source, self.opening)
         self.go_on(table, int((table.offset + table.size).max(initial=had.begin)))
+        self.fresh = 0  # as if never interrupted
 
     def go_on(self, table: _Table, at: int) -> None:
         """Continue behind the blocks of `table`, at byte `at`."""
@@ -1144,6 +1167,9 @@ def _encode(job: _Job) -> tuple[Block, bytes]:
     return Block(job.start, len(x), job.group, number, _samples_crc(y), certificate, job.gap), payload
 
 # %% ../../nbs/08_coding.container.ipynb #3dfb910e
+_AHEAD = 1 << 26  # bytes of samples that may wait for an executor
+
+
 class _Cutter:
     """Cuts samples into blocks, and has them encoded, here or by an executor; they are written in order."""
 
@@ -1184,7 +1210,7 @@ class _Cutter:
                 self._log.put(*_encode(job))
         self._done += len(x)
         self._buffer, self._held, self._gap = [], 0, 0.0
-        self._drain(4 * (os.cpu_count() or 1))
+        self._drain(min(4 * (os.cpu_count() or 1), _AHEAD * len(self._layout.groups) // x.nbytes))
 
     def _drain(self, keep: int) -> None:
         while len(self._pending) > keep:
@@ -1292,6 +1318,10 @@ def _make_groups(
 
 def _check_metadata(m: Metadata) -> None:
     n = len(m.channels)
+    try:
+        _read_gaps({"gaps": [list(g) for g in m.gaps]})
+    except StreamError as e:
+        raise InputError(f"gaps must rise, and have seconds from 0 up; these are {m.gaps[:5]}") from e
     if not 1 <= n <= MAX_CHANNELS:
         raise InputError(f"{n} channels; a stream has 1 to {MAX_CHANNELS}")
     if len(m.gain) not in (1, n) or len(m.offset) not in (1, n) or (m.positions is not None and len(m.positions) != n):
@@ -1621,9 +1651,12 @@ class _Blocks:
             return StreamError(
                 f"samples {first}..{first + n} of {len(group)} channels ({group.min()}..{group.max()}) are lost: {e}"
             )
-        if x.nbytes * len(self.opening.layout.groups) <= _RECENT:
-            self.recent[number] = (row, x)
         return x
+
+    def keep(self, row: int, x: Array) -> None:
+        """Hold a decoded block for the next read."""
+        if x.nbytes * len(self.opening.layout.groups) <= _RECENT:
+            self.recent[int(self.table.group[row])] = (row, x)
 
 # %% ../../nbs/08_coding.container.ipynb #01cbeba8
 Channels: TypeAlias = Sequence[int] | Sequence[str] | NDArray[np.intp]
@@ -1670,9 +1703,15 @@ def _pieces(
             )
     for row, x in zip(rows, (executor.map if executor else map)(blocks.attempt, rows)):
         if not isinstance(x, StreamError):
+            blocks.keep(row, x)
             yield int(blocks.table.start[row]), x
         elif strict:
             raise x
+
+
+def _all_gaps(m: Metadata, table: _Table) -> list[tuple[int, float]]:
+    """Gaps of the header and of the blocks, those beyond the last sample left out."""
+    return sorted((i, s) for i, s in (dict(m.gaps) | dict(table.gaps)).items() if i < table.n_time)
 
 
 class _Opened:
@@ -1680,7 +1719,8 @@ class _Opened:
 
     def __init__(self, blocks: _Blocks, notes: Sequence[str]) -> None:
         opening, table = blocks.opening, blocks.table
-        self._blocks, self.metadata, self.gaps, self.notes = blocks, opening.metadata, table.gaps, tuple(notes)
+        self._blocks, self.metadata, self.notes = blocks, opening.metadata, tuple(notes)
+        self.gaps = _all_gaps(opening.metadata, table)
         self.dtype, self.n_time, self.n_channels = opening.layout.dtype, table.n_time, len(opening.metadata.channels)
         self._group, self._place = np.empty((2, self.n_channels), np.intp)
         for number, group in enumerate(opening.layout.groups):
@@ -1710,7 +1750,7 @@ class Stream(_Opened):
     metadata, dtype, n_time, n_channels
         What the header and the index say.
     gaps : list of (int, float)
-        First sample after each gap, and seconds missing.
+        First sample after each gap, and seconds missing (0: unknown), of the header and of the blocks.
     notes : tuple of str
         What had to be recovered; empty for a sound stream.
     """
@@ -1835,7 +1875,7 @@ def _info(blocks: _Blocks, notes: Sequence[str], listed: bool) -> dict[str, Any]
             if (t.codec == i).any()
         },
         "groups": [g.tolist() for g in layout.groups],
-        "gaps": [list(g) for g in t.gaps],
+        "gaps": [list(g) for g in _all_gaps(m, t)],
         "n_blocks": len(t.n),
         "notes": list(notes),
         "metadata": asdict(m),

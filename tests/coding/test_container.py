@@ -320,10 +320,10 @@ def test_a_clip_pays_little() -> None:
     m = c.Metadata(19531.25, units="uV", gain=(0.195,), native_bits=10, name="0ab237b7-fb12-4687-afed-8d1e2070d621")
 
     class Nothing(c.ZlibBlock):
-        name = "nbmf-lossless"
+        name = "neural"
 
         def parameters(self):
-            return {"profile": "max"}
+            return {"codec": "nbmf-max"}
 
         def encode_block(self, x):
             return b""
@@ -605,6 +605,39 @@ def test_every_cut_of_an_append_can_be_recovered(tmp_path) -> None:
             c.open_stream(new[:cut])
         y = c.open_stream(new[:cut], recover=True).read(on_error="mask")
         assert y[:100].count() == 200 and (y.compressed() == x[: len(y)][~y.mask]).all()
+
+
+def test_a_resumed_stream_has_the_bytes_of_an_uninterrupted_one(tmp_path) -> None:
+    x, m = np.random.default_rng(3).integers(-99, 99, (150_000, 2)).astype(np.int16), c.Metadata(1000.0, ("a", "b"))
+    options = {"codecs": [c.ZlibBlock(1)], "block_samples": 1000, "groups": 1}
+    with c.create_stream(tmp_path / "whole.nbmf", m, **options) as w:
+        w.append(x)
+    path = tmp_path / "parts.nbmf"
+    for stop in (0, 700, 10_500, 148_000):
+        with suppress(KeyError), c.create_stream(path, m, resume=True, **options) as w:
+            w.append(x[w.n_time : stop])
+            raise KeyError
+    with c.create_stream(path, m, resume=True, **options) as w:
+        assert w.n_time == 148_000
+        w.append(x[w.n_time :])
+    whole = (tmp_path / "whole.nbmf").read_bytes()
+    assert path.read_bytes() == whole and whole.count(b"\x9dH") > 1  # with a copy of the header
+
+
+@pytest.mark.parametrize("gaps", [((0, 1.0),), ((5, 1.0), (5, 2.0)), ((5, -1.0),), ((5, float("inf")),)])
+def test_gaps_that_make_no_sense_are_refused(gaps) -> None:
+    with pytest.raises(InputError, match="gaps"):
+        c.pack_stream(np.zeros(9, np.int16), c.Metadata(1.0, gaps=gaps))
+
+
+def test_gaps_of_the_header_and_of_blocks_are_one_list() -> None:
+    out = BytesIO()
+    with c.create_stream(out, c.Metadata(1.0, gaps=((3, 0.0), (7, 2.5), (90, 1.0))), block_samples=100) as w:
+        w.append(np.zeros(10, np.int16))
+        w.append(np.zeros(10, np.int16), gap=4.0)
+    with c.open_stream(out.getvalue()) as s:
+        assert s.gaps == [(3, 0.0), (7, 2.5), (10, 4.0)] and s.info()["n_blocks"] == 2
+        assert s.info()["gaps"] == [[3, 0.0], [7, 2.5], [10, 4.0]] and s.metadata.gaps[-1] == (90, 1.0)
 
 
 def test_resume_refuses_another_recording(tmp_path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nbmf_research.coding.container import Metadata, ZlibBlock, pack_stream
 from nbmf_research.core import InputError
 from nbmf_research.neural import readers
 from nbmf_research.neural.recordings import (
@@ -502,3 +503,28 @@ def test_real_locust(neural_data):
     x = open_recording(neural_data / "locust_tetrode/locust_trial_01.raw")
     assert x.shape == (431_548, 4) and x.attrs["sampling_rate"] == 15000
     assert int(x.min()) == 967 and int(x.max()) == 2654
+
+
+def test_bids_files_beside_edf_give_positions(tmp_path: Path) -> None:
+    stem = tmp_path / "sub-1_task-x"
+    write_edf(Path(f"{stem}_ieeg.edf"), pyedflib.FILETYPE_EDFPLUS, [("A1", "uV", 100, 3200), ("A2", "uV", 100, 3200)])
+    Path(f"{stem}_channels.tsv").write_text("name\ttype\tunits\nA1\tSEEG\tuV\nA2\tSEEG\tuV\n")
+    (tmp_path / "sub-1_electrodes.tsv").write_text("name\tx\ty\tz\nA1\t1\t2\t3\nA2\tn/a\tn/a\tn/a\n")
+    (tmp_path / "sub-1_coordsystem.json").write_text('{"iEEGCoordinateUnits": "mm"}')
+    x = open_recording(f"{stem}_ieeg.edf")
+    assert positions(x)[0].tolist() == [1000.0, 2000.0, 3000.0] and np.isnan(positions(x)[1]).all()
+
+
+def test_nbmf_files_are_opened_by_content_and_damage_is_an_input_error(tmp_path: Path) -> None:
+    data = pack_stream(NOISE, Metadata(100.0, ("a", "b"), "mV", gaps=((7, 0.0),)), codecs=[ZlibBlock()])
+    for name in ("a.nbmf", "a.backup"):
+        (tmp_path / name).write_bytes(data)
+        x = open_recording(tmp_path / name)
+        assert (x.values == NOISE).all() and x.attrs["gaps"] == [[7, 0.0]] and x.attrs["format"] == "nbmf-stream"
+    (tmp_path / "a.nbmf").write_bytes(data[:-20])
+    with pytest.raises(InputError, match=r"a\.nbmf: .*recover=True"):
+        open_recording(tmp_path / "a.nbmf")
+    assert (open_recording(tmp_path / "a.nbmf", recover=True).values == NOISE).all()
+    (tmp_path / "a.nbmf").write_bytes(b"")
+    with pytest.raises(InputError, match=r"not an \.nbmf stream"):
+        open_recording(tmp_path / "a.nbmf")
