@@ -21,9 +21,10 @@ from jsonargparse import ArgumentParser, Namespace
 from . import __version__
 
 # %% auto #0
-__all__ = ['Profile', 'LATTICE_BYTES', 'Command', 'Tree', 'COMMANDS', 'GROUPS', 'FREE', 'KNOWN', 'bench_list', 'bench_run',
-           'bench_report', 'bench_site', 'bench_readme', 'data_list', 'data_get', 'info', 'encode', 'decode', 'verify',
-           'docstring_help', 'add_command', 'build_parser', 'split_parameters', 'explain', 'main']
+__all__ = ['Profile', 'LATTICE_BYTES', 'Command', 'Tree', 'COMMANDS', 'GROUPS', 'FREE', 'OPEN', 'KNOWN', 'bench_list',
+           'bench_run', 'bench_report', 'bench_site', 'bench_redraw', 'bench_readme', 'data_list', 'data_get', 'info',
+           'encode', 'decode', 'verify', 'train', 'docstring_help', 'add_command', 'build_parser', 'split_parameters',
+           'explain', 'main']
 
 # %% ../nbs/69_cli.ipynb #6e648aed
 Profile: TypeAlias = Literal["smoke", "cpu", "gpu"]
@@ -82,6 +83,21 @@ def bench_site(*, profile: Profile = "smoke") -> None:
     from nbmf_research import bench
 
     print(bench.build_site(profile))
+
+
+def bench_redraw(name: str, *, profile: Profile = "cpu") -> None:
+    """Draw a report's tables and figures again from its record; nothing is measured.
+
+    Parameters
+    ----------
+    name : str
+        Name of a benchmark that was run.
+    profile : str
+        Which of its reports.
+    """
+    from nbmf_research import bench
+
+    print(bench.redraw(name, profile))
 
 
 def bench_readme(*, check: bool = False) -> None:
@@ -400,16 +416,41 @@ def verify(path: str) -> None:
         raise StreamError(f"{path} is damaged: {lost} of {s.n_time * s.n_channels} values are lost")
 
 # %% ../nbs/69_cli.ipynb #fb53e5db
+def train(path: str, *, parameters: Mapping[str, str] | None = None) -> None:
+    """Train what a YAML file says; values that differ from the file's are given as --KEY VALUE, with dotted keys.
+
+    Parameters
+    ----------
+    path : str
+        The configuration, such as nbs/configs/smoke.yaml.
+    parameters : mapping
+        Values that differ, as text.
+    """
+    from nbmf_research.training import train as run
+
+    folder = run(path, parameters or {})
+    if os.environ.get("RANK", "0") == "0":
+        print(folder)
+
+# %% ../nbs/69_cli.ipynb #6d7b7234
 Command: TypeAlias = Callable[..., None]
 Tree: TypeAlias = Mapping[str, "Command | Tree"]
 
 COMMANDS: Tree = {
-    "bench": {"list": bench_list, "run": bench_run, "report": bench_report, "site": bench_site, "readme": bench_readme},
+    "bench": {
+        "list": bench_list,
+        "run": bench_run,
+        "redraw": bench_redraw,
+        "report": bench_report,
+        "site": bench_site,
+        "readme": bench_readme,
+    },
     "data": {"list": data_list, "get": data_get},
     "encode": encode,
     "decode": decode,
     "info": info,
     "verify": verify,
+    "train": train,
 }
 GROUPS = {
     "bench": "Run the benchmarks and build the report.",
@@ -417,6 +458,7 @@ GROUPS = {
     "": "Learned compression of neural recordings, with a guarantee.",
 }
 FREE = ("parameters",)  # arguments that are filled from options which no parser knows
+OPEN = (("bench", "run"), ("train",))  # commands that take such options
 
 
 def docstring_help(function: Command) -> tuple[str, dict[str, str]]:
@@ -506,7 +548,7 @@ KNOWN = ("--profile", "--help", "--debug")
 
 
 def split_parameters(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Take a notebook's parameters out of the words behind ``bench run``.
+    """Take the options that no parser knows out of the words behind ``bench run`` or ``train``.
 
     Parameters
     ----------
@@ -564,9 +606,10 @@ def _dispatch(words: Sequence[str]) -> None:
     """Parse the line and call the command."""
     free: dict[str, Any] = {}
     line = [w for w in words if w != "--debug"]
-    if line[:2] == ["bench", "run"]:
-        rest, taken = split_parameters(line[2:])
-        line, free = [*line[:2], *rest], {"parameters": taken}
+    for head in OPEN:
+        if tuple(line[: len(head)]) == head:
+            rest, taken = split_parameters(line[len(head) :])
+            line, free = [*head, *rest], {"parameters": taken}
     chosen: Namespace = build_parser().parse_args(_names_first(line))
     node: Any = COMMANDS
     while not callable(node):
@@ -592,7 +635,7 @@ def explain(error: BaseException) -> tuple[int, str]:
         2 for wrong usage, input or streams; 130 for an interrupt; 1 for everything else.
     """
     if isinstance(error, KeyboardInterrupt):
-        return 130, "interrupted"
+        return 130, _line(str(error)) or "interrupted"
     if isinstance(error, argparse.ArgumentError):
         return 2, f"{_line(_PLACE.sub('', str(error))).rstrip('.')}; see --help"
     from nbmf_research.core import InputError, NbmfError, StreamError

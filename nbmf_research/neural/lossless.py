@@ -8,8 +8,9 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
-from typing import Any, ClassVar, TypeAlias
+from dataclasses import astuple, dataclass, field
+from functools import lru_cache
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,45 +30,54 @@ from nbmf_research.coding.rangecoder import (
 from ..core import InputError, StreamError, njit
 from .codec import Codec, Kind, Samples, register_codec
 from nbmf_research.neural.prediction import (
+    ENERGY,
     MAX_MAGNITUDE,
     PAD,
+    STOP,
     Floats,
+    Ints,
+    Pace,
     Predictor,
     Words,
-    begin_block,
-    block_end,
     choose_neighbours,
-    end_block,
-    padded,
+    newest,
+    next_stretch,
     predict,
     predictor,
     regressors,
+    weighted_sum,
 )
 from .recordings import Lattice, find_lattice, from_codes, to_codes
 from nbmf_research.neural.residuals import (
+    LANES,
+    Coders,
     Model,
     Quick,
+    Wide,
+    code_sample,
     decode_quick,
-    decode_sample,
     encode_quick,
-    encode_sample,
     learn_edges,
     quantiles,
+    quick_levels,
     quick_tables,
     residual_model,
     shapes,
 )
 
 # %% auto #0
-__all__ = ['Array', 'SHARE', 'EDGES_EVERY', 'QUICK', 'RAW', 'PLAIN', 'LATTICE', 'WHOLE', 'PATTERN', 'SINGLE', 'FEW', 'MANY',
-           'STEP', 'CODES', 'FINE', 'Plan', 'encode_block', 'decode_block', 'to_integers', 'from_integers', 'Adaptive',
-           'Max', 'Balanced', 'Fast', 'Bounded']
+__all__ = ['Array', 'CURVED', 'ALIKE', 'QUICK', 'SHARE', 'EDGES_EVERY', 'LARGEST', 'RAW', 'PLAIN', 'LATTICE', 'WHOLE', 'PATTERN',
+           'SINGLE', 'FEW', 'MANY', 'STEP', 'CODES', 'FINE', 'Plan', 'Limits', 'code_mixture', 'Piece', 'code_quick',
+           'Coder', 'Side', 'code_sides', 'Channels', 'code_slowly', 'encode_quickly', 'decode_quickly', 'scatter',
+           'gather', 'encode_block', 'decode_block', 'to_integers', 'from_integers', 'trial', 'Adaptive', 'Max',
+           'Balanced', 'Fast', 'Bounded']
 
 # %% ../../nbs/34_neural.lossless.ipynb #31b24d31
 Array: TypeAlias = NDArray[Any]
-_PLAN = struct.Struct("<6BH")
+CURVED, ALIKE, QUICK = 1, 2, 4  # flags of a plan
+_PLAN = struct.Struct("<6BH2B")
 
-
+# %% ../../nbs/34_neural.lossless.ipynb #14446354
 @dataclass(frozen=True)
 class Plan:
     """Parameters of a block.
@@ -82,6 +92,10 @@ class Plan:
         Bit 0: learn the widths of the codes. Bit 1: start each channel from the one before. Bit 2: the quick way.
     memory : int
         Samples after which the past's weight has fallen by e.
+    log_window : int
+        Logarithm of the most samples of a block that are learnt from.
+    growth : int
+        A block is 2**-growth of what came before, or 16 samples.
     """
 
     own: int
@@ -89,16 +103,23 @@ class Plan:
     ahead: int = 0
     behind: int = 0
     log_block: int = 8
-    flags: int = 3
+    flags: int = CURVED + ALIKE
     memory: int = 5000
+    log_window: int = 12
+    growth: int = 3
 
     def pack(self) -> bytes:
-        """Serialise to eight bytes."""
+        """Serialise to ten bytes."""
         return _PLAN.pack(*astuple(self))
+
+    @property
+    def pace(self) -> Pace:
+        """How often the predictor learns."""
+        return Pace(1 << self.log_block, 1 << self.log_window, self.growth, 1.0 - 1.0 / self.memory)
 
     @classmethod
     def unpack(cls, block: bytes) -> Plan:
-        """Read the first eight bytes of a block; `StreamError` if they make no sense."""
+        """Read the first ten bytes of a block; `StreamError` if they make no sense."""
         if len(block) < _PLAN.size:
             raise StreamError(f"a block of {len(block)} bytes is too short")
         plan = cls(*_PLAN.unpack_from(block))
@@ -106,7 +127,9 @@ class Plan:
             plan.own % 8 == 0
             and 8 <= plan.own <= 56
             and max(plan.ahead, plan.behind) <= 32
-            and plan.log_block <= 12
+            and 4 <= plan.log_block <= 12
+            and 4 <= plan.log_window <= 12
+            and plan.growth <= 8
             and plan.memory > 1
         ):
             raise StreamError(f"a block with {plan} does not exist")
@@ -115,6 +138,16 @@ class Plan:
 # %% ../../nbs/34_neural.lossless.ipynb #0fbf0555
 SHARE = 0.001
 EDGES_EVERY = 512
+LARGEST = 1 << 30  # of a decoded sample, whatever the bytes
+
+
+class Limits(NamedTuple):
+    """Range of a channel's codes, largest error, and whether the widths of its codes are learnt."""
+
+    low: int
+    high: int
+    reach: int
+    curved: bool
 
 
 @njit
@@ -124,148 +157,177 @@ def _clip(mu: float, low: int, high: int) -> float:
         return float(low)
     return float(min(mu, float(high)))
 
-
-@njit
-def _encode_channel(
-    state: State,
-    buffer: Bytes,
-    p: Predictor,
-    m: Model,
-    words: Words,
-    reals: Floats,
-    low: int,
-    high: int,
-    reach: int,
-    curved: bool,
-    table: Floats,
-) -> None:
-    stop, total, seen, row, real = 0, words.shape[1] - 2 * PAD, 0, words[p.rows[0]], reals[p.rows[0]]
-    every, own, far = max(EDGES_EVERY, 2 * m.counts.size), p.own, p.far
-    while stop < total:
-        start = stop
-        stop = block_end(start, far.size, total)
-        begin_block(p, reals, start, stop)
-        energy = 0.0
-        for t in range(start, stop):
-            mu = _clip(predict(own, far, real, start, t), low, high)
-            if reach:
-                near = int(np.floor(mu + 0.5))
-                k = (int(row[PAD + t]) - near + reach) // (2 * reach + 1)
-                encode_sample(state, buffer, m, k, low, 0.0, table, SHARE)
-                row[PAD + t] = near + k * (2 * reach + 1)
-                real[PAD + t] = row[PAD + t]
-            else:
-                encode_sample(state, buffer, m, int(row[PAD + t]), low, mu, table, SHARE)
-            energy += (real[PAD + t] - mu) * (real[PAD + t] - mu)
-        if stop < total:
-            end_block(p, words, start, stop, energy)
-        if curved and stop - seen >= every:
-            learn_edges(m, low)
-            seen = stop
-
 # %% ../../nbs/34_neural.lossless.ipynb #450c7a59
 @njit
-def _decode_channel(
+def _mixture_stretch(
+    decoding: bool,
     state: State,
     buffer: Bytes,
     p: Predictor,
     m: Model,
     words: Words,
     reals: Floats,
-    low: int,
-    high: int,
-    reach: int,
-    curved: bool,
+    limits: Limits,
     table: Floats,
     guess: Floats,
+    start: int,
+    stop: int,
 ) -> None:
-    stop, total, seen, row, real = 0, words.shape[1] - 2 * PAD, 0, words[p.rows[0]], reals[p.rows[0]]
-    every, own, far = max(EDGES_EVERY, 2 * m.counts.size), p.own, p.far
-    while stop < total:
-        start = stop
-        stop = block_end(start, far.size, total)
-        begin_block(p, reals, start, stop)
-        energy = 0.0
-        for t in range(start, stop):
-            mu = _clip(predict(own, far, real, start, t), low, high)
-            if reach:
-                k = decode_sample(state, buffer, m, low, 0.0, table, SHARE, guess)
-                row[PAD + t] = int(np.floor(mu + 0.5)) + k * (2 * reach + 1)
-            else:
-                row[PAD + t] = decode_sample(state, buffer, m, low, mu, table, SHARE, guess)
-            real[PAD + t] = row[PAD + t]
-            energy += (real[PAD + t] - mu) * (real[PAD + t] - mu)
-        if stop < total:
-            end_block(p, words, start, stop, energy)
-        if curved and stop - seen >= every:
-            learn_edges(m, low)
-            seen = stop
+    low, high, reach, _ = limits
+    row, real, energy, step = words[p.rows[0]], reals[p.rows[0]], 0.0, 2 * reach + 1
+    older, w, recent = newest(p, real, start)
+    mixture, edges, counts = m
+    far, back = p.far, PAD - p.own.size  # not in the loop: each look into a tuple counts references
+    for t in range(start, stop):
+        mu = _clip(predict(weighted_sum(older, real, t + back) + far[t - start], w, recent), low, high)
+        at = PAD + t
+        if reach:
+            near = int(np.floor(mu + 0.5))
+            k = 0 if decoding else (int(row[at]) - near + reach) // step
+            row[at] = near + step * code_sample(
+                decoding, state, buffer, mixture, edges, counts, k, low, 0.0, table, guess, SHARE
+            )
+        else:
+            row[at] = code_sample(
+                decoding, state, buffer, mixture, edges, counts, int(row[at]), low, mu, table, guess, SHARE
+            )
+        x = float(row[at])
+        real[at], recent = x, (x, recent[0], recent[1], recent[2])
+        energy += (x - mu) * (x - mu)
+    p.state[ENERGY] += energy
+
+# %% ../../nbs/34_neural.lossless.ipynb #0da133a2
+@njit
+def code_mixture(
+    decoding: bool,
+    state: State,
+    buffer: Bytes,
+    p: Predictor,
+    m: Model,
+    words: Words,
+    reals: Floats,
+    limits: Limits,
+    table: Floats,
+    guess: Floats,
+    start: int,
+    stop: int,
+) -> None:
+    """Code or decode the samples [start, stop) of one channel with the mixture.
+
+    Parameters
+    ----------
+    decoding : bool
+        The direction.
+    state, buffer : arrays
+        A range coder; an encoder writes at most 16 bytes a sample.
+    p, m : Predictor and Model
+        Move on.
+    words, reals : int32 and float64 array, shape (channel, time + 2 `PAD`)
+        Samples. Row ``p.rows[0]`` is read, or filled; with a reach, the encoder replaces it by what the decoder will have.
+    limits : Limits
+    table, guess : float64 arrays
+        `shapes` and `quantiles`.
+    start, stop : int
+        Which samples.
+    """
+    seen, every = start, max(EDGES_EVERY, 2 * m.counts.size)
+    while start < stop:
+        end = next_stretch(p, words, reals, start, stop)
+        _mixture_stretch(decoding, state, buffer, p, m, words, reals, limits, table, guess, start, end)
+        if limits.curved and end == p.clock[STOP] and end - seen >= every:
+            learn_edges(m, limits.low)
+            seen = end
+        start = end
 
 # %% ../../nbs/34_neural.lossless.ipynb #4072a553
-QUICK = 4  # flag of a plan
+_ROUND = 6755399441055744.0  # 1.5 * 2**52: adding and subtracting it rounds to a whole number
 
 
 @njit
-def _encode_quick(
-    state: State,
-    buffer: Bytes,
+def _quick_stretch(
+    decoding: bool,
     p: Predictor,
-    means: NDArray[np.int64],
     words: Words,
     reals: Floats,
-    low: int,
-    high: int,
-    q: Quick,
+    limits: Limits,
+    residual: NDArray[np.int32],
+    start: int,
+    stop: int,
 ) -> None:
-    stop, total, row, real = 0, words.shape[1] - 2 * PAD, words[p.rows[0]], reals[p.rows[0]]
-    own, far = p.own, p.far
-    while stop < total:
-        start = stop
-        stop = block_end(start, far.size, total)
-        begin_block(p, reals, start, stop)
-        energy = 0.0
-        for t in range(start, stop):
-            mu = _clip(predict(own, far, real, start, t), low, high)
-            encode_quick(state, buffer, means, int(row[PAD + t]) - int(np.floor(mu + 0.5)), q)
-            energy += (real[PAD + t] - mu) * (real[PAD + t] - mu)
-        if stop < total:
-            end_block(p, words, start, stop, energy)
+    low, high, energy = float(limits.low), float(limits.high), 0.0
+    real, reach, step = reals[p.rows[0]], float(limits.reach), 2.0 * limits.reach + 1.0
+    older, w, recent = newest(p, real, start)
+    far, back = p.far, PAD - p.own.size
+    for t in range(start, stop):
+        mu, at = predict(weighted_sum(older, real, t + back) + far[t - start], w, recent), PAD + t
+        mu = mu if mu > low else low
+        mu = mu if mu < high else high
+        near = (mu + _ROUND) - _ROUND
+        if not decoding:
+            d = real[at] - near if mu >= near else near - real[at]
+            residual[t - start] = np.int32(d if reach == 0.0 else np.floor((d + reach) / step))
+        r = step * residual[t - start]
+        x = near + (r if mu >= near else -r)
+        real[at], recent = x, (x, recent[0], recent[1], recent[2])
+        energy += (x - mu) * (x - mu)
+    p.state[ENERGY] += energy
+    row = words[p.rows[0]]
+    for t in range(PAD + start, PAD + stop):
+        row[t] = np.int32(min(max(real[t], -LARGEST), LARGEST))
+
+# %% ../../nbs/34_neural.lossless.ipynb #602b1907
+class Piece(NamedTuple):
+    """One channel's share of a quickly coded piece.
+
+    Attributes
+    ----------
+    lanes, words : uint64 and uint32 array
+        Coders and words of `decode_quick`; not used by an encoder.
+    means : int64 array, shape (2,)
+        Running means of the residuals' magnitudes.
+    residual, levels : int32 and int16 array, shape (time,)
+        Residuals; what `encode_quick` must know of them, in an encoder.
+    """
+
+    lanes: Coders
+    words: Wide
+    means: Ints
+    residual: NDArray[np.int32]
+    levels: NDArray[np.int16]
 
 
 @njit
-def _decode_quick(
-    state: State,
-    buffer: Bytes,
+def code_quick(
+    decoding: bool,
+    piece: Piece,
     p: Predictor,
-    means: NDArray[np.int64],
     words: Words,
     reals: Floats,
-    low: int,
-    high: int,
+    limits: Limits,
     q: Quick,
-) -> None:
-    stop, total, row, real = 0, words.shape[1] - 2 * PAD, words[p.rows[0]], reals[p.rows[0]]
-    own, far = p.own, p.far
-    while stop < total:
-        start = stop
-        stop = block_end(start, far.size, total)
-        begin_block(p, reals, start, stop)
-        energy = 0.0
-        for t in range(start, stop):
-            mu = _clip(predict(own, far, real, start, t), low, high)
-            row[PAD + t] = decode_quick(state, buffer, means, q) + int(np.floor(mu + 0.5))
-            real[PAD + t] = row[PAD + t]
-            energy += (real[PAD + t] - mu) * (real[PAD + t] - mu)
-        if stop < total:
-            end_block(p, words, start, stop, energy)
+    start: int,
+    stop: int,
+) -> int:
+    """Decode the samples [start, stop) of one channel the quick way, or prepare their residuals for `encode_quick`; returns the most bits that these need. Parameters as for `code_mixture`."""
+    first, bits = start, 0
+    while start < stop:
+        end = next_stretch(p, words, reals, start, stop)
+        residual = piece.residual[start - first : end - first]
+        if decoding:
+            decode_quick(piece.lanes, piece.words, piece.means, q, residual)
+        _quick_stretch(decoding, p, words, reals, limits, residual, start, end)
+        if not decoding:
+            bits += quick_levels(piece.means, residual, piece.levels[start - first : end - first], q)
+        start = end
+    return bits
 
 # %% ../../nbs/34_neural.lossless.ipynb #2b22726f
-class _Coder:
+class Coder:
     """Numbers into, or out of, one range-coded stream."""
 
     def __init__(self, block: bytes | None = None) -> None:
         self.decoding = block is not None
-        self.buffer = np.frombuffer(block, np.uint8) if block is not None else np.zeros(1 << 12, np.uint8)
+        self.buffer = np.frombuffer(bytearray(bytes(1 << 12) if block is None else block), np.uint8)
         self.state = decoder(self.buffer) if block is not None else encoder()
 
     def reserve(self, n: int) -> None:
@@ -302,8 +364,8 @@ class _Coder:
 
 # %% ../../nbs/34_neural.lossless.ipynb #c31d4640
 @dataclass
-class _Side:
-    """What a block says about one channel."""
+class Side:
+    """What a block says about one channel: its index, its neighbours, its offset, its range without it, and the scale of its differences."""
 
     channel: int
     near: list[int]
@@ -312,77 +374,202 @@ class _Side:
     high: int
     spread: int
 
-
-def _code_side(c: _Coder, plan: Plan, done: list[_Side], left: list[int], side: _Side | None) -> _Side:
+# %% ../../nbs/34_neural.lossless.ipynb #c65e3659
+def _code_side(c: Coder, neighbours: int, done: list[Side], left: list[int], side: Side | None) -> Side:
     """Write `side`, or read it if there is none; numbers are coded as differences to the channel before."""
-    last = done[-1] if done else _Side(0, [], 0, 0, 0, 0)
-    s = side or _Side(0, [], 0, 0, 0, 0)
+    last = done[-1] if done else Side(0, [], 0, 0, 0, 0)
+    s = side or Side(0, [], 0, 0, 0, 0)
     channel = left[c.uniform(len(left), left.index(s.channel) if side else 0)]
-    order = [d.channel for d in done]
+    rest = [d.channel for d in reversed(done)]
     near: list[int] = []
-    for k in range(min(plan.neighbours, len(order))):
-        rest = [i for i in reversed(order) if i not in near]
-        near.append(rest[min(abs(c.number(rest.index(s.near[k]) if side else 0)), len(rest) - 1)])
+    for k in range(min(neighbours, len(rest))):
+        near.append(rest.pop(min(abs(c.number(rest.index(s.near[k]) if side else 0)), len(rest) - 1)))
     base = last.base + c.number(s.base - last.base)
     low = last.low + c.number(s.low - last.low)
     high = max(last.high + c.number(s.high - last.high), low)
-    return _Side(channel, near, base, low, high, max(last.spread + c.number(s.spread - last.spread), 0))
+    spread = max(last.spread + c.number(s.spread - last.spread), 0)
+    if not -MAX_MAGNITUDE <= low <= high <= MAX_MAGNITUDE or spread > 2 * MAX_MAGNITUDE:
+        raise StreamError(f"a channel from {low} to {high} does not exist: the block is damaged")
+    return Side(channel, near, base, low, high, spread)
 
 
-def _check_side(s: _Side) -> _Side:
-    """Refuse ranges that no encoder writes, before memory is asked for."""
-    if not -MAX_MAGNITUDE <= s.low <= s.high <= MAX_MAGNITUDE or s.spread > 2 * MAX_MAGNITUDE:
-        raise StreamError(f"a channel from {s.low} to {s.high} does not exist: the block is damaged")
-    return s
+def code_sides(c: Coder, neighbours: int, channels: int, sides: list[Side] | None = None) -> list[Side]:
+    """Write what is said about each channel, in coding order, or read it.
 
-# %% ../../nbs/34_neural.lossless.ipynb #c65e3659
-def _machines(plan: Plan, s: _Side, last: Predictor | None, reach: int) -> tuple[Predictor, Model]:
-    """Predictor and residual model of a channel; the predictor starts from `last`, a tenth of its evidence, if that looks alike."""
-    groups = regressors(plan.own, len(s.near), plan.ahead, plan.behind)
-    alike = last is not None and plan.flags & 2 and last.groups.shape == groups.shape
-    start = 0.1 * last.cov if last is not None and alike else None
-    p = predictor(
-        [s.channel, *s.near], groups, 1.0 - 1.0 / plan.memory, 1 << plan.log_block, 1.5 * float(s.spread) ** 2, start
-    )
-    if reach:  # multiples of a step: as many as there may be
-        return p, residual_model(-MAX_MAGNITUDE, MAX_MAGNITUDE, float(s.spread) / (2 * reach + 1))
-    return p, residual_model(s.low, s.high, float(s.spread))
+    Parameters
+    ----------
+    c : Coder
+    neighbours : int
+        Most neighbours of a channel.
+    channels : int
+        How many there are.
+    sides : list of Side, optional
+        To write; None reads.
+
+    Raises
+    ------
+    StreamError
+        If what is read is something that no encoder writes.
+    """
+    done: list[Side] = []
+    left = list(range(channels))
+    for i in range(channels):
+        done.append(_code_side(c, neighbours, done, left, sides[i] if sides else None))
+        left.remove(done[-1].channel)
+    return done
+
+# %% ../../nbs/34_neural.lossless.ipynb #a8b4a078
+_regressors = lru_cache(1024)(regressors)
 
 
-def _low_bits(x: NDArray[np.int64]) -> int:
-    """How many low bits to leave out so that every channel fits the predictor's range."""
-    span = int((x.max(0) - x.min(0)).max())
-    return max(0, span.bit_length() - MAX_MAGNITUDE.bit_length() + 1)
+@dataclass
+class Channels:
+    """Predictors and residual models of all channels, with the samples that they look at.
+
+    Attributes
+    ----------
+    plan : Plan
+    reach : int
+        Largest error of any sample; 0 is lossless.
+    sides : list of Side
+        In coding order.
+    words, reals : int32 and float64 array, shape (channel, time + 2 `PAD`)
+        Samples minus the channel's offset.
+    predictors, models, means : lists
+        State of each channel that is not constant, made when it is first coded; a model or means, never both.
+    """
+
+    plan: Plan
+    reach: int
+    sides: list[Side]
+    words: Words
+    reals: Floats
+    predictors: list[Predictor] = field(default_factory=list)
+    models: list[Model] = field(default_factory=list)
+    means: list[Ints] = field(default_factory=list)
+
+    def start(self, s: Side) -> None:
+        """Make predictor and model of the next channel. It starts from the one before, a tenth of its evidence, if that looks alike."""
+        plan, spread = self.plan, s.spread / (2 * self.reach + 1)
+        groups = _regressors(plan.own, len(s.near), plan.ahead, plan.behind)
+        last = self.predictors[-1] if self.predictors and plan.flags & ALIKE else None
+        start = 0.1 * last.cov if last is not None and last.groups.shape == groups.shape else None
+        self.predictors.append(predictor([s.channel, *s.near], groups, plan.pace, 1.5 * float(s.spread) ** 2, start))
+        if plan.flags & QUICK:
+            self.means.append(np.full(2, round(256 * spread)))
+        elif self.reach:  # multiples of a step: as many as there may be
+            self.models.append(residual_model(-MAX_MAGNITUDE, MAX_MAGNITUDE, spread))
+        else:
+            self.models.append(residual_model(s.low, s.high, spread))
+
+    def ready(self) -> Iterator[tuple[int, Predictor, Limits]]:
+        """Go through the channels that are not constant, in coding order: number, predictor and limits; new ones are started."""
+        for i, s in enumerate(s for s in self.sides if s.low < s.high):
+            if i == len(self.predictors):
+                self.start(s)
+            curved = bool(self.plan.flags & CURVED) and not self.reach
+            yield i, self.predictors[i], Limits(s.low, s.high, self.reach, curved)
+
+# %% ../../nbs/34_neural.lossless.ipynb #beace1eb
+def code_slowly(channels: Channels, c: Coder, start: int, stop: int) -> None:
+    """Code the samples [start, stop) of all channels with the mixture, or decode them."""
+    for i, p, limits in channels.ready():
+        c.reserve(16 * (stop - start) + 64)
+        words, reals, m = channels.words, channels.reals, channels.models[i]
+        code_mixture(c.decoding, c.state, c.buffer, p, m, words, reals, limits, shapes(), quantiles(), start, stop)
 
 
-def _sides(x: NDArray[np.int64], words: Words, base: NDArray[np.int64], plan: Plan) -> list[_Side]:
+def encode_quickly(channels: Channels, start: int, stop: int) -> bytes:
+    """Code the samples [start, stop) of all channels the quick way: predict all of them, then code all residuals, the last first."""
+    n, q, bits = sum(s.low < s.high for s in channels.sides), quick_tables(), 0
+    residual, levels = np.zeros((n, stop - start), np.int32), np.zeros((n, stop - start), np.int16)
+    lanes, words = np.full(LANES + 1, 1 << 32, np.uint64), np.zeros(1, np.uint32)
+    for i, p, limits in channels.ready():
+        piece = Piece(lanes, words, channels.means[i], residual[i], levels[i])
+        bits += code_quick(False, piece, p, channels.words, channels.reals, limits, q, start, stop)
+    words = np.zeros(bits // 32 + 2 * LANES, np.uint32)
+    lanes[LANES] = words.size
+    for i in range(n - 1, -1, -1):
+        encode_quick(lanes, words, residual[i], levels[i], q)
+    return lanes[:LANES].astype("<u8").tobytes() + words[int(lanes[LANES]) :].astype("<u4").tobytes()
+
+
+def decode_quickly(channels: Channels, block: bytes, start: int, stop: int) -> None:
+    """Decode what `encode_quickly` wrote; a short block goes on with zeros."""
+    head = 8 * LANES
+    block = block + bytes(max(head - len(block), -len(block) % 4)) + bytes(4)
+    lanes = np.zeros(LANES + 1, np.uint64)
+    lanes[:LANES] = np.frombuffer(block, "<u8", LANES)
+    words = np.frombuffer(block, "<u4", (len(block) - head) // 4, head).astype(np.uint32)
+    residual, levels = np.zeros(stop - start, np.int32), np.zeros(0, np.int16)
+    for i, p, limits in channels.ready():
+        piece = Piece(lanes, words, channels.means[i], residual, levels)
+        code_quick(True, piece, p, channels.words, channels.reals, limits, quick_tables(), start, stop)
+
+# %% ../../nbs/34_neural.lossless.ipynb #35fa63ff
+@njit
+def _survey(x: Array, out: Ints) -> None:
+    """Sum, minimum and maximum of each channel; `out` has the shape (3, channel)."""
+    out[0], out[1], out[2] = 0, x[0], x[0]
+    for t in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            v = np.int64(x[t, c])
+            out[0, c] += v
+            out[1, c] = min(out[1, c], v)
+            out[2, c] = max(out[2, c], v)
+
+
+_TILE = 64  # samples that are turned at once, so that rows and columns stay in the cache
+
+
+@njit
+def scatter(x: Array, base: Ints, drop: int, words: Words, reals: Floats, at: int) -> None:
+    """Write (time, channel) samples, minus `base`, without their lowest `drop` bits, into the rows of `words` and `reals` from sample `at` on."""
+    for first in range(0, x.shape[0], _TILE):
+        for c in range(x.shape[1]):
+            for t in range(first, min(first + _TILE, x.shape[0])):
+                v = (np.int64(x[t, c]) - base[c]) >> drop
+                words[c, PAD + at + t] = v
+                reals[c, PAD + at + t] = v
+
+
+@njit
+def gather(words: Words, at: int, base: Ints, drop: int, low: Ints, out: Array) -> None:
+    """Undo `scatter`; `low` are the lowest bits, shape (time, channel), and may be empty."""
+    for first in range(0, out.shape[0], _TILE):
+        for c in range(out.shape[1]):
+            for t in range(first, min(first + _TILE, out.shape[0])):
+                v = (np.int64(words[c, PAD + at + t]) << drop) + base[c]
+                out[t, c] = v + low[t, c] if low.size else v
+
+# %% ../../nbs/34_neural.lossless.ipynb #4299e0db
+def _sides(words: Words, plan: Plan, base: Ints, low: Ints, high: Ints) -> list[Side]:
+    """Choose the order and the neighbours from an excerpt; the quick way looks at less."""
     inner = words[:, PAD:-PAD]
-    order, near = choose_neighbours(inner[:, : 1 << 13], plan.neighbours) if x.shape[1] > 1 else ([0], [[]])
+    excerpt = inner[:, : 1 << (11 if plan.flags & QUICK else 13)]
+    order, near = choose_neighbours(excerpt, plan.neighbours) if len(words) > 1 else ([0], [[]])
     spread = np.abs(np.diff(inner[:, :256].astype(np.int64), axis=1, prepend=inner[:, :1])).mean(1)
-    return [
-        _Side(c, n, int(base[c]), int(inner[c].min()), int(inner[c].max()), round(float(spread[c])))
-        for c, n in zip(order, near)
-    ]
+    return [Side(c, n, int(base[c]), int(low[c]), int(high[c]), round(float(spread[c]))) for c, n in zip(order, near)]
 
-# %% ../../nbs/34_neural.lossless.ipynb #a2e7703e
-def _pack_low(x: NDArray[np.int64], drop: int) -> bytes:
+
+def _pack_low(x: Ints, drop: int) -> bytes:
     """Pack the lowest `drop` bits of each sample."""
     bits = (x.reshape(-1, 1) >> np.arange(drop)) & 1
     return np.packbits(bits.astype(np.uint8)).tobytes()
 
 
-def _unpack_low(block: bytes, shape: tuple[int, int]) -> tuple[NDArray[np.int64], int]:
-    """Read them back; returns them and where the coded stream starts."""
+def _unpack_low(block: bytes, shape: tuple[int, int]) -> tuple[Ints, int]:
+    """Read them back, none if there are none; returns them and where the rest of the block starts."""
     at, drop = _PLAN.size + 1, block[_PLAN.size] if len(block) > _PLAN.size else 99
     size = (shape[0] * shape[1] * drop + 7) // 8
     if drop > 32 or len(block) < at + size:
         raise StreamError("the block ends inside its low bits: it is damaged")
     if not drop:
-        return np.zeros(shape, np.int64), at
+        return np.zeros((0, 0), np.int64), at
     bits = np.unpackbits(np.frombuffer(block, np.uint8, size, at), count=shape[0] * shape[1] * drop).reshape(-1, drop)
     return (bits.astype(np.int64) << np.arange(drop)).sum(1).reshape(shape), at + size
 
-# %% ../../nbs/34_neural.lossless.ipynb #a8b4a078
+# %% ../../nbs/34_neural.lossless.ipynb #05e69c8a
 def encode_block(x: Array, plan: Plan, reach: int = 0) -> bytes:
     """Code a block of integers.
 
@@ -400,43 +587,27 @@ def encode_block(x: Array, plan: Plan, reach: int = 0) -> bytes:
     bytes
         All that `decode_block` needs, apart from the shape and dtype.
     """
-    wide = x.astype(np.int64)
-    drop, base = _low_bits(wide), wide.sum(0) // len(wide)
-    words = padded(((wide - base) >> drop).T)
-    reals, c, left, last = words.astype(np.float64), _Coder(), list(range(x.shape[1])), None
-    done: list[_Side] = []
+    survey = np.zeros((3, x.shape[1]), np.int64)
+    _survey(x, survey)
+    total, low, high = survey
+    drop, base = max(0, int((high - low).max()).bit_length() - MAX_MAGNITUDE.bit_length() + 1), total // len(x)
     if reach and drop:
         raise InputError("an error bound needs samples that span less than 2**26")
+    words = np.zeros((x.shape[1], len(x) + 2 * PAD), np.int32)
+    reals = np.zeros(words.shape)
+    scatter(x, base, drop, words, reals, 0)
+    sides = _sides(words, plan, base, (low - base) >> drop, (high - base) >> drop)
+    channels, c = Channels(plan, reach, sides, words, reals), Coder()
     c.number(reach)
-    quick = plan.flags & QUICK and not reach
-    for side in _sides(wide, words, base, plan):
-        s = _code_side(c, plan, done, left, side)
-        if s.low < s.high:
-            last, m = _machines(plan, s, last, reach)
-            c.reserve(16 * len(x) + 64)
-            if quick:
-                _encode_quick(
-                    c.state, c.buffer, last, np.full(2, s.spread << 8), words, reals, s.low, s.high, quick_tables()
-                )
-            else:
-                _encode_channel(
-                    c.state,
-                    c.buffer,
-                    last,
-                    m,
-                    words,
-                    reals,
-                    s.low,
-                    s.high,
-                    reach,
-                    bool(plan.flags & 1) and not reach,
-                    shapes(),
-                )
-        left.remove(s.channel)
-        done.append(s)
-    return plan.pack() + bytes([drop]) + _pack_low(wide - base, drop) + c.finish()
+    code_sides(c, plan.neighbours, x.shape[1], sides)
+    head = plan.pack() + bytes([drop]) + (_pack_low(x.astype(np.int64) - base, drop) if drop else b"")
+    if plan.flags & QUICK:
+        side = c.finish()
+        return head + struct.pack("<I", len(side)) + side + encode_quickly(channels, 0, len(x))
+    code_slowly(channels, c, 0, len(x))
+    return head + c.finish()
 
-# %% ../../nbs/34_neural.lossless.ipynb #beace1eb
+# %% ../../nbs/34_neural.lossless.ipynb #5b2bcdca
 def decode_block(block: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:
     """Decode what `encode_block` wrote.
 
@@ -459,41 +630,26 @@ def decode_block(block: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> 
     """
     plan = Plan.unpack(block)
     low, at = _unpack_low(block, shape)
-    c, left, last = _Coder(block[at:]), list(range(shape[1])), None
-    done: list[_Side] = []
+    side = len(block)
+    if plan.flags & QUICK:
+        if len(block) < at + 4:
+            raise StreamError("the block ends before its samples: it is damaged")
+        side = at + 4 + struct.unpack_from("<I", block, at)[0]
+        at += 4
+    c = Coder(block[at:side])
     reach = min(max(c.number(), 0), MAX_MAGNITUDE)
-    quick = plan.flags & QUICK and not reach
-    words = padded(np.zeros((shape[1], shape[0]), np.int32))
-    reals, base = words.astype(np.float64), np.zeros(shape[1], np.int64)
-    while left:
-        s = _check_side(_code_side(c, plan, done, left, None))
-        if s.low < s.high:
-            last, m = _machines(plan, s, last, reach)
-            if quick:
-                _decode_quick(
-                    c.state, c.buffer, last, np.full(2, s.spread << 8), words, reals, s.low, s.high, quick_tables()
-                )
-            else:
-                _decode_channel(
-                    c.state,
-                    c.buffer,
-                    last,
-                    m,
-                    words,
-                    reals,
-                    s.low,
-                    s.high,
-                    reach,
-                    bool(plan.flags & 1) and not reach,
-                    shapes(),
-                    quantiles(),
-                )
-        else:
-            words[s.channel, PAD:-PAD] = reals[s.channel, PAD:-PAD] = s.low
+    sides = code_sides(c, plan.neighbours, shape[1])
+    words = np.zeros((shape[1], shape[0] + 2 * PAD), np.int32)
+    channels, base = Channels(plan, reach, sides, words, np.zeros(words.shape)), np.zeros(shape[1], np.int64)
+    for s in sides:
         base[s.channel] = s.base
-        left.remove(s.channel)
-        done.append(s)
-    return ((words[:, PAD:-PAD].T.astype(np.int64) << block[_PLAN.size]) + low + base).astype(dtype)
+    if plan.flags & QUICK:
+        decode_quickly(channels, block[side:], 0, shape[0])
+    else:
+        code_slowly(channels, c, 0, shape[0])
+    out = np.zeros(shape, dtype.newbyteorder("="))
+    gather(words, 0, base, block[_PLAN.size], low, out)
+    return out.astype(dtype, copy=False)
 
 # %% ../../nbs/34_neural.lossless.ipynb #e4df4f2c
 RAW, PLAIN, LATTICE, WHOLE, PATTERN = range(5)  # first byte of a payload
@@ -537,6 +693,52 @@ def _unpack_lattice(payload: bytes, at: int, channels: int, dtype: np.dtype[Any]
     return Lattice(p, q, r, low, high, tuple(bool(v) for v in cast), bits, dtype.newbyteorder("=").name), at + size
 
 # %% ../../nbs/34_neural.lossless.ipynb #0280adf4
+_RUN = 12  # so many neighbouring codes in use leave no step larger than 1 + 1 / 12
+
+
+@njit
+def _longest_run(x: Array, channel: int) -> int:
+    """Longest run of neighbouring values that occur in a channel; 0 if they span more than 2**16."""
+    low, high = np.int64(x[:, channel].min()), np.int64(x[:, channel].max())
+    if high - low >= 1 << 16:
+        return 0
+    seen, run, longest = np.zeros(high - low + 1, np.bool_), 0, 0
+    for t in range(x.shape[0]):
+        seen[np.int64(x[t, channel]) - low] = True
+    for used in seen:
+        run = run + 1 if used else 0
+        longest = max(longest, run)
+    return longest
+
+
+def _lattice(x: Array) -> Lattice | None:
+    """Find the lattice if there is one; a look at the first samples saves the search where every code is in use."""
+    if all(any(_longest_run(x[:n], c) >= _RUN for n in (1 << 13, len(x))) for c in range(x.shape[1])):
+        return None
+    lattice = find_lattice(x)
+    return None if lattice is None or (lattice.table[0] == lattice.table[1]).all() else lattice
+
+
+@njit
+def _look_up(codes: Array, values: Array, out: Array) -> None:
+    """Write ``values[code, channel]``; codes beyond the last become the last."""
+    last = np.int64(values.shape[0] - 1)
+    for t in range(codes.shape[0]):
+        for c in range(codes.shape[1]):
+            out[t, c] = values[min(np.int64(codes[t, c]), last), c]
+
+
+def _from_lattice(codes: Array, lattice: Lattice) -> Array:
+    """Turn codes from 0 into samples; by a table, where that is smaller than the samples."""
+    levels = int(lattice.levels.max())
+    if levels > len(codes):
+        return from_codes(codes, lattice)
+    values = from_codes(np.repeat(np.arange(levels, dtype=np.uint32)[:, None], codes.shape[1], 1), lattice)
+    out = np.empty(codes.shape, values.dtype)
+    _look_up(codes, values, out)
+    return out
+
+# %% ../../nbs/34_neural.lossless.ipynb #f7a0416a
 def to_integers(x: Array) -> tuple[bytes, Array]:
     """Turn samples into integers worth coding.
 
@@ -555,8 +757,8 @@ def to_integers(x: Array) -> tuple[bytes, Array]:
         if np.abs(x).max() < 2**31 and (x == np.round(x)).all() and not np.signbit(x[x == 0]).any():
             return bytes([WHOLE]), x.astype(np.int64)
         return bytes([PATTERN]), _ordered(x)
-    lattice = find_lattice(x)
-    if lattice is None or (lattice.table[0] == lattice.table[1]).all():
+    lattice = _lattice(x)
+    if lattice is None:
         return bytes([PLAIN]), x
     return bytes([LATTICE]) + _pack_lattice(lattice), to_codes(x, lattice)
 
@@ -569,27 +771,52 @@ def from_integers(payload: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) 
         return _unordered(codes, dtype)
     if kind == LATTICE:
         lattice, at = _unpack_lattice(payload, at, width, dtype)
-        return from_codes(decode_block(payload[at:], shape, np.dtype("<u4")), lattice)
+        return _from_lattice(decode_block(payload[at:], shape, np.dtype("<u4")), lattice)
     if kind in (PLAIN, WHOLE):
-        return decode_block(payload[at:], shape, np.dtype("<i8") if kind == WHOLE else dtype).astype(dtype)
+        return decode_block(payload[at:], shape, np.dtype("<i8") if kind == WHOLE else dtype).astype(dtype, copy=False)
     raise StreamError(f"a payload of kind {kind} does not exist")
 
 # %% ../../nbs/34_neural.lossless.ipynb #4575fa11
-SINGLE = (Plan(16, log_block=9, memory=10_000), Plan(32, log_block=8, memory=3000))
-FEW = (Plan(32, 3, 4, 4, 10, memory=20_000), Plan(32, 3, 4, 4, 7, memory=3000))
+def trial(x: Array, plans: tuple[Plan, ...], probes: int, reach: int = 0) -> list[int]:
+    """Return the bytes that each plan needs for at most `probes` channels of an excerpt, shape (time, channel), the others being known."""
+    survey = np.zeros((3, x.shape[1]), np.int64)
+    _survey(x, survey)
+    base = survey[0] // len(x)
+    drop = max(0, int((survey[2] - survey[1]).max()).bit_length() - MAX_MAGNITUDE.bit_length() + 1)
+    words = np.zeros((x.shape[1], len(x) + 2 * PAD), np.int32)
+    reals, sizes = np.zeros(words.shape), []
+    scatter(x, base, drop, words, reals, 0)
+    order, near = (
+        choose_neighbours(words[:, PAD:-PAD], max(p.neighbours for p in plans)) if len(words) > 1 else ([0], [[]])
+    )
+    picked = sorted({round(i) for i in np.linspace(len(order) - 1, len(order) / 4, probes)})
+    for plan in plans:
+        low, high = (survey[1] - base) >> drop, (survey[2] - base) >> drop
+        sides = [
+            Side(order[i], near[i][: plan.neighbours], 0, int(low[order[i]]), int(high[order[i]]), 9) for i in picked
+        ]
+        c = Coder()
+        code_slowly(Channels(plan, reach, sides, words.copy(), reals.copy()), c, 0, len(x))
+        sizes.append(len(c.finish()))
+    return sizes
+
+# %% ../../nbs/34_neural.lossless.ipynb #5b6013ea
+SINGLE = (Plan(16, log_block=9, memory=10_000), Plan(32, log_block=9, memory=3000))
+FEW = (Plan(32, 3, 4, 4, 10, memory=20_000), Plan(32, 3, 4, 4, 8, memory=3000))
 MANY = (
-    Plan(24, 4, 6, 6, 8, memory=10_000),
-    Plan(16, 8, 3, 3, 8, memory=5000),
+    Plan(24, 4, 6, 6, 9, memory=10_000, log_window=8),
+    Plan(16, 8, 3, 3, 9, memory=5000, log_window=8),
     Plan(24, 4, 4, 4, 7, memory=2500),
-    Plan(8, 8, 1, 1, 6, memory=5000),
+    Plan(8, 8, 1, 1, 7, memory=5000),
     Plan(16, 3, 2, 2, 8, memory=5000),
 )
 
-
+# %% ../../nbs/34_neural.lossless.ipynb #b6cbdc92
 class Adaptive(Codec):
     """Base of the lossless codecs: candidates for a plan, tried on an excerpt."""
 
     excerpt: ClassVar[int] = 6000
+    probes: ClassVar[int] = 4
 
     def plans(self, channels: int) -> tuple[Plan, ...]:
         """Plans to try for this many channels."""
@@ -602,12 +829,11 @@ class Adaptive(Codec):
         return payload if len(payload) < x.nbytes else bytes([RAW]) + x.tobytes()
 
     def choose(self, codes: Array, reach: int = 0) -> Plan:
-        """Return the plan that codes an excerpt shortest."""
+        """Return the plan that codes a few channels of an excerpt shortest."""
         plans = self.plans(codes.shape[1])
         if len(plans) == 1:
             return plans[0]
-        piece = codes[: self.excerpt]
-        return min(plans, key=lambda plan: len(encode_block(piece, plan, reach)))
+        return min(zip(trial(codes[: self.excerpt], plans, self.probes, reach), range(len(plans)), plans))[2]
 
     def decode(self, payload: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> Samples:
         """Decode a payload.
@@ -632,10 +858,10 @@ class Adaptive(Codec):
         """Decode a payload that is not stored; may raise anything if it is damaged."""
         return from_integers(payload, shape, dtype)
 
-
+# %% ../../nbs/34_neural.lossless.ipynb #e87f76e2
 @register_codec("nbmf-max")
 class Max(Adaptive):
-    """The fewest bytes: several plans tried, up to 70 regressors."""
+    """The fewest bytes: several plans tried, up to 76 regressors."""
 
 
 @register_codec("nbmf-balanced")
@@ -646,18 +872,16 @@ class Balanced(Adaptive):
         """A single plan."""
         return (Plan(16, log_block=9, memory=10_000) if channels == 1 else Plan(16, 3, 2, 2, 8, memory=5000),)
 
-# %% ../../nbs/34_neural.lossless.ipynb #5b6013ea
+# %% ../../nbs/34_neural.lossless.ipynb #d1760702
 @register_codec("nbmf-fast")
 class Fast(Adaptive):
-    """Ready tables for the residuals, one plan, solved seldom."""
+    """Ready tables for the residuals, one plan, learning from an eighth of the samples."""
 
     def plans(self, channels: int) -> tuple[Plan, ...]:
         """A single plan."""
-        return (
-            Plan(16, log_block=11, flags=2 + QUICK, memory=20_000)
-            if channels == 1
-            else Plan(16, 2, 0, 1, 10, 2 + QUICK, 10_000),
-        )
+        if channels == 1:
+            return (Plan(24, log_block=11, flags=ALIKE + QUICK, memory=20_000, log_window=9, growth=2),)
+        return (Plan(16, 3, 1, 1, 10, ALIKE + QUICK, 10_000, 7, 2),)
 
 # %% ../../nbs/34_neural.lossless.ipynb #42fdd068
 STEP, CODES = 5, 6  # first byte of a payload, behind those of `to_integers`
@@ -747,5 +971,5 @@ class Bounded(Adaptive):
         if payload[0] == CODES:
             lattice, at = _unpack_lattice(payload, 1, shape[1], dtype)
             codes = decode_block(payload[at:], shape, np.dtype("<i8"))
-            return from_codes(np.clip(codes, 0, lattice.levels - 1).astype(np.uint32), lattice)
+            return _from_lattice(np.clip(codes, 0, lattice.levels - 1).astype(np.uint32), lattice)
         return super().restore(payload, shape, dtype)

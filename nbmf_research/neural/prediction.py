@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from ..core import InputError, njit
 
 # %% auto #0
-__all__ = ['Floats', 'Ints', 'Words', 'PAD', 'MAX_LAG', 'MAX_MAGNITUDE', 'RIDGE', 'PRIOR', 'SLOW', 'regressors', 'padded',
-           'covariance', 'solve', 'Predictor', 'predictor', 'block_end', 'begin_block', 'predict', 'end_block',
-           'innovations', 'choose_neighbours', 'residuals']
+__all__ = ['Floats', 'Ints', 'Words', 'PAD', 'MAX_LAG', 'MAX_MAGNITUDE', 'RIDGE', 'PRIOR', 'START', 'STOP', 'AGE', 'SLOW',
+           'POWER', 'ENERGY', 'Four', 'regressors', 'padded', 'covariance', 'weighted_sum', 'solve', 'Pace',
+           'Predictor', 'predictor', 'next_stretch', 'newest', 'predict', 'innovations', 'choose_neighbours',
+           'residuals']
 
 # %% ../../nbs/32_neural.prediction.ipynb #ad960972
 Floats: TypeAlias = NDArray[np.float64]
@@ -108,22 +109,53 @@ def covariance(words: Words, rows: Ints, groups: Ints, start: int, stop: int, ou
 
 # %% ../../nbs/32_neural.prediction.ipynb #ed030570
 RIDGE, PRIOR = 1e-10, 1e-2
+_STEP = np.uint64(1)
 
 
 @njit
+def _eliminate(work: Floats, j: int, first: int) -> None:
+    """Take the rows above out of the entries `first` to `first` + 7 of row `j`."""
+    u, column = work[:, first : first + 8], work[:j, j]
+    a, b, c, d, e, f, g, h = u[j, 0], u[j, 1], u[j, 2], u[j, 3], u[j, 4], u[j, 5], u[j, 6], u[j, 7]
+    for k in range(column.size):
+        s = column[k]
+        a -= s * u[k, 0]
+        b -= s * u[k, 1]
+        c -= s * u[k, 2]
+        d -= s * u[k, 3]
+        e -= s * u[k, 4]
+        f -= s * u[k, 5]
+        g -= s * u[k, 6]
+        h -= s * u[k, 7]
+    u[j, 0], u[j, 1], u[j, 2], u[j, 3], u[j, 4], u[j, 5], u[j, 6], u[j, 7] = a, b, c, d, e, f, g, h
+
+
+@njit
+def weighted_sum(w: Floats, x: Floats, at: int) -> float:
+    """Sum ``w[i] * x[at + i]`` over all of `w`, in four partial sums, whose order is fixed. (An unsigned index spares the test for a negative one.)"""
+    a, b, c, d, n, k = 0.0, 0.0, 0.0, 0.0, w.size & -4, np.uint64(at)
+    for i in range(0, n, 4):
+        a += w[i] * x[k]
+        b += w[i + 1] * x[k + _STEP]
+        c += w[i + 2] * x[k + _STEP + _STEP]
+        d += w[i + 3] * x[k + _STEP + _STEP + _STEP]
+        k += np.uint64(4)
+    for i in range(n, w.size):
+        a += w[i] * x[k]
+        k += _STEP
+    return float((a + c) + (b + d))
+
+# %% ../../nbs/32_neural.prediction.ipynb #c4430fbf
+@njit
 def _load(r: Floats, work: Floats) -> float:
-    """Copy the normal equations and add the ridge; returns the ridge."""
-    n = r.shape[0] - 1
-    trace = 0.0
+    """Copy the normal equations, right-hand side last, and return the ridge."""
+    n, trace = r.shape[0] - 1, 0.0
     for i in range(n):
         trace += r[i + 1, i + 1]
-        work[2, 0, i] = r[0, i + 1]
         for k in range(i, n):
-            work[0, i, k] = r[i + 1, k + 1]
-    ridge = RIDGE * trace / n + PRIOR
-    for i in range(n):
-        work[0, i, i] += ridge
-    return float(ridge)
+            work[i, k] = r[i + 1, k + 1]
+        work[i, n] = r[0, i + 1]
+    return float(RIDGE * trace / n + PRIOR)
 
 
 @njit
@@ -134,36 +166,49 @@ def solve(r: Floats, work: Floats, weights: Floats) -> None:
     ----------
     r : float64 array, shape (n + 1, n + 1)
         Weighted sums of products, upper triangle; regressor 0 is the target.
-    work : float64 array, shape (3, n + 1, n + 1)
+    work : float64 array, shape (n + 1, n + 8)
         Scratch.
     weights : float64 array, shape (n,)
         Overwritten, unless the equations cannot be solved.
     """
-    n = r.shape[0] - 1
-    least = 0.1 * _load(r, work)
-    u, z = work[0], work[2, 0]
+    n, ridge = weights.size, _load(r, work)
     for j in range(n):
-        row = u[j]
-        if not row[j] > least:
+        work[j, j] += ridge
+        for first in range(j, n + 1, 8):
+            _eliminate(work, j, first)
+        if not work[j, j] > 0.1 * ridge:
             return
-        scale = 1.0 / np.sqrt(row[j])
-        z[j] *= scale
-        for i in range(j, n):
-            row[i] *= scale
-            work[1, i, j] = row[i]
-        for k in range(j + 1, n):
-            f, to = row[k], u[k]
-            z[k] -= f * z[j]
-            for i in range(k, n):
-                to[i] -= f * row[i]
-    weights[:] = z[:n]
+        scale = 1.0 / np.sqrt(work[j, j])
+        for i in range(j, n + 1):
+            work[j, i] *= scale
     for j in range(n - 1, -1, -1):
-        row = work[1, j]
-        weights[j] /= row[j]
-        for i in range(j):
-            weights[i] -= weights[j] * row[i]
+        weights[j] = (work[j, n] - weighted_sum(work[j, j + 1 : n], weights, j + 1)) / work[j, j]
 
 # %% ../../nbs/32_neural.prediction.ipynb #092f630a
+class Pace(NamedTuple):
+    """How often a predictor learns, and from what.
+
+    Attributes
+    ----------
+    block : int
+        Most samples between two solutions; a multiple of 4.
+    window : int
+        Most samples of a block that are summed, its last ones.
+    growth : int
+        A block is 2**-growth of what came before, and 16 samples at least.
+    forget : float
+        Forgetting factor per sample.
+    warm : int
+        Samples that a start from another channel is worth: so much longer are its first blocks.
+    """
+
+    block: int
+    window: int
+    growth: int
+    forget: float
+    warm: int = 0
+
+# %% ../../nbs/32_neural.prediction.ipynb #84e3fb73
 class Predictor(NamedTuple):
     """State of one channel's predictor.
 
@@ -182,11 +227,14 @@ class Predictor(NamedTuple):
     own : float64 array, shape (own,)
         Those of the channel's past, oldest first.
     far : float64 array, shape (block,)
-        What the neighbours contribute to each sample of the present block.
-    work : float64 array, shape (3, n, n)
+        What the neighbours contribute to each sample of the present stretch.
+    work : float64 array, shape (n, n + 7)
         Scratch.
     state : float64 array, shape (2,)
-        Forgetting factor per sample, and slow mean square of the residual.
+        Slow mean square of the residual, and sum of its squares in this block.
+    clock : int64 array, shape (3,)
+        First sample of the present block, first after it, and how many samples came before it.
+    pace : Pace
     """
 
     rows: Ints
@@ -198,11 +246,14 @@ class Predictor(NamedTuple):
     far: Floats
     work: Floats
     state: Floats
+    clock: Ints
+    pace: Pace
 
-# %% ../../nbs/32_neural.prediction.ipynb #84e3fb73
-def predictor(
-    rows: list[int], groups: Ints, forget: float, block: int, power: float, start: Floats | None = None
-) -> Predictor:
+# %% ../../nbs/32_neural.prediction.ipynb #07105a2a
+START, STOP, AGE = 0, 1, 2  # of a predictor's clock
+
+
+def predictor(rows: list[int], groups: Ints, pace: Pace, power: float, start: Floats | None = None) -> Predictor:
     """Make a predictor.
 
     Parameters
@@ -211,108 +262,132 @@ def predictor(
         The channel to predict, then its neighbours.
     groups : int64 array
         From `regressors`.
-    forget : float
-        Forgetting factor per sample.
-    block : int
-        Most samples between two solutions.
+    pace : Pace
+        How often it learns.
     power : float
         Guess of the residual's mean square.
     start : float64 array, shape (n, n), optional
         Covariance to start from, such as that of the channel before, scaled down: neighbouring channels resemble each other.
     """
     n, own = int(groups[1].sum()), int(groups[1, 0]) - 1
-    cov = np.zeros((n, n)) if start is None else start.copy()
     made = Predictor(
         np.array(rows, np.int64),
         groups,
         np.zeros((n, n), np.int64),
-        cov,
+        np.zeros((n, n)) if start is None else start.copy(),
         np.zeros(n - 1),
         np.zeros(own),
-        np.zeros(block),
-        np.zeros((3, n, n)),
-        np.array([forget, power + 0.1]),
+        np.zeros(pace.block),
+        np.zeros((n, n + 7)),
+        np.array([power + 0.1, 0.0]),
+        np.zeros(3, np.int64),
+        pace,
     )
     made.weights[0] = 1.0
     if start is not None:
-        solve(cov, made.work, made.weights)
+        solve(made.cov, made.work, made.weights)
+        made.clock[AGE] = pace.warm
     return made
-
-# %% ../../nbs/32_neural.prediction.ipynb #2eb235cc
-@njit
-def block_end(start: int, block: int, total: int) -> int:
-    """Return the end of the block that starts at `start`: an eighth of what came before, from 16 samples to `block`."""
-    return min(start + min(block, max(16, start >> 3)), total)
-
-
-@njit
-def begin_block(p: Predictor, reals: Floats, start: int, stop: int) -> None:
-    """Sum the neighbours' share of the predictions for the samples [start, stop), at most ``far.size``."""
-    own, to = p.own.size, p.far
-    to[:] = 0.0
-    for i in range(own):
-        p.own[own - 1 - i] = p.weights[i]
-    for g in range(1, p.rows.size):
-        for k in range(p.groups[1, g]):
-            at = PAD + start - p.groups[0, g] - k
-            f, x = p.weights[p.groups[2, g] - 1 + k], reals[p.rows[g], at : at + stop - start]
-            for t in range(stop - start):
-                to[t] += f * x[t]
-
-
-@njit
-def _dot(w: Floats, x: Floats, at: int) -> float:
-    """Sum ``w[i] * x[at + i]`` in eight partial sums; the length of `w` is a multiple of 8."""
-    a, b, c, d, e, f, g, h = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-    for i in range(0, w.size, 8):
-        k = at + i
-        a += w[i] * x[k]
-        b += w[i + 1] * x[k + 1]
-        c += w[i + 2] * x[k + 2]
-        d += w[i + 3] * x[k + 3]
-        e += w[i + 4] * x[k + 4]
-        f += w[i + 5] * x[k + 5]
-        g += w[i + 6] * x[k + 6]
-        h += w[i + 7] * x[k + 7]
-    return float(((a + e) + (c + g)) + ((b + f) + (d + h)))
-
-# %% ../../nbs/32_neural.prediction.ipynb #da8ae18e
-@njit
-def predict(own: Floats, far: Floats, row: Floats, start: int, t: int) -> float:
-    """Predict one sample.
-
-    Parameters
-    ----------
-    own, far : float64 arrays
-        Of the `Predictor`.
-    row : float64 array, shape (time + 2 `PAD`,)
-        The channel's samples, of which the past is used.
-    start, t : int
-        First sample of the present block, and the sample to predict.
-
-    Returns
-    -------
-    float
-        The prediction. It may be anything, even NaN, on absurd input: the caller clips it.
-    """
-    return float(_dot(own, row, PAD + t - own.size) + far[t - start])
 
 # %% ../../nbs/32_neural.prediction.ipynb #1b958635
 SLOW = 0.3  # rate, per block, of the residual's power
+POWER, ENERGY = 0, 1  # of a predictor's state
 
 
 @njit
-def end_block(p: Predictor, words: Words, start: int, stop: int, energy: float) -> None:
-    """Learn from a finished block: `energy` is its sum of squared residuals."""
-    p.state[1] += SLOW * (energy / (stop - start) - p.state[1])
-    weight, decay = 1.0 / (p.state[1] + 0.1), 1.0
-    covariance(words, p.rows, p.groups, start, stop, p.sums)
-    for _ in range(stop - start):
-        decay *= p.state[0]
+def _power(x: float, n: int) -> float:
+    """Raise to a whole power by squaring: the same on every machine."""
+    out = 1.0
+    while n:
+        out = out * x if n & 1 else out
+        x *= x
+        n >>= 1
+    return out
+
+
+@njit
+def _learn(p: Predictor, words: Words) -> None:
+    """Learn from the block that is over."""
+    start, stop = p.clock[START], p.clock[STOP]
+    length, first = stop - start, max(start, stop - p.pace.window)
+    p.state[POWER] += SLOW * (p.state[ENERGY] / length - p.state[POWER])
+    weight, decay = length / ((stop - first) * (p.state[POWER] + 0.1)), _power(p.pace.forget, length)
+    covariance(words, p.rows, p.groups, first, stop, p.sums)
     for i in range(p.sums.shape[0]):
         for j in range(i, p.sums.shape[0]):
             p.cov[i, j] = decay * p.cov[i, j] + weight * np.float64(p.sums[i, j])
     solve(p.cov, p.work, p.weights)
+
+# %% ../../nbs/32_neural.prediction.ipynb #e55293dc
+@njit
+def _neighbours(p: Predictor, reals: Floats, start: int, stop: int) -> None:
+    """Sum the neighbours' share of the predictions for the samples [start, stop)."""
+    to = p.far[: stop - start]
+    to[:] = 0.0
+    for g in range(1, p.rows.size):
+        for k in range(p.groups[1, g]):
+            at = PAD + start - p.groups[0, g] - k
+            f, x = p.weights[p.groups[2, g] - 1 + k], reals[p.rows[g], at : at + stop - start]
+            for t in range(to.size):
+                to[t] += f * x[t]
+
+
+@njit
+def next_stretch(p: Predictor, words: Words, reals: Floats, start: int, stop: int) -> int:
+    """Prepare the predictions from sample `start` on, and return where they end.
+
+    Parameters
+    ----------
+    p : Predictor
+        If its block is over, it learns from it and begins another.
+    words, reals : int32 and float64 array, shape (channel, time + 2 `PAD`)
+        The samples; of neighbours, those before `stop` must be known, and those that `regressors` looks ahead.
+    start, stop : int
+        First sample, and where the present piece of the recording ends.
+
+    Returns
+    -------
+    int
+        At most `stop`; `far` and `own` are ready up to there. The caller adds the squares of the residuals to ``p.state[ENERGY]``.
+    """
+    if start >= p.clock[STOP]:
+        length = p.clock[STOP] - p.clock[START]
+        if length:
+            _learn(p, words)
+        p.clock[AGE] += length
+        p.clock[START] = start
+        p.clock[STOP] = start + min(p.pace.block, max(16, (p.clock[AGE] >> p.pace.growth) & -4))
+        p.state[ENERGY] = 0.0
+        for i in range(p.own.size):
+            p.own[p.own.size - 1 - i] = p.weights[i]
+    end = min(p.clock[STOP], stop)
+    _neighbours(p, reals, start, end)
+    return int(end)
+
+# %% ../../nbs/32_neural.prediction.ipynb #c7d4e0f6
+Four: TypeAlias = tuple[float, float, float, float]
+
+
+@njit
+def newest(p: Predictor, row: Floats, t: int) -> tuple[Floats, Four, Four]:
+    """Prepare the predictions from sample `t` on.
+
+    Returns
+    -------
+    older : float64 array
+        Coefficients of the samples further back than four, the oldest first: for ``weighted_sum(older, row, PAD + t - own)``.
+    w, x : tuples of four floats
+        Coefficients of the newest four samples, and these, the newest first. A loop hands them on in registers: a sum that waits for what was just stored takes three times as long.
+    """
+    own, n, at = p.own, p.own.size, PAD + t
+    w = (own[n - 1], own[n - 2], own[n - 3], own[n - 4])
+    return own[: n - 4], w, (row[at - 1], row[at - 2], row[at - 3], row[at - 4])
+
+
+@njit
+def predict(older: float, w: Four, x: Four) -> float:
+    """Add the share of the newest four samples to that of everything else, the newest last. The result may be anything, even NaN, on absurd input: the caller clips it."""
+    return float(((older + (w[3] * x[3] + w[2] * x[2])) + w[1] * x[1]) + w[0] * x[0])
 
 # %% ../../nbs/32_neural.prediction.ipynb #63a2e1b0
 def innovations(x: NDArray[Any], order: int = 8) -> Floats:
@@ -361,13 +436,12 @@ def choose_neighbours(x: NDArray[Any], count: int) -> tuple[list[int], list[list
 @njit
 def residuals(p: Predictor, words: Words, reals: Floats, out: Floats) -> None:
     """Predict a whole known channel, ``p.rows[0]``, and write sample minus prediction to `out`, shape (time,)."""
-    me, stop = p.rows[0], 0
+    row, far, stop = reals[p.rows[0]], p.far, 0
     while stop < out.size:
         start = stop
-        stop = block_end(start, p.far.size, out.size)
-        begin_block(p, reals, start, stop)
-        energy = 0.0
+        stop = next_stretch(p, words, reals, start, out.size)
+        older, w, x = newest(p, row, start)
         for t in range(start, stop):
-            out[t] = reals[me, PAD + t] - predict(p.own, p.far, reals[me], start, t)
-            energy += out[t] * out[t]
-        end_block(p, words, start, stop, energy)
+            out[t] = row[PAD + t] - predict(weighted_sum(older, row, PAD + t - p.own.size) + far[t - start], w, x)
+            x = (row[PAD + t], x[0], x[1], x[2])
+            p.state[ENERGY] += out[t] * out[t]

@@ -16,9 +16,10 @@ from ..coding.rangecoder import Bytes, State, decode_escape, encode, encode_esca
 from ..core import njit
 
 # %% auto #0
-__all__ = ['Floats', 'Ints', 'STEPS', 'HALF', 'WINDOW', 'TOTAL_BITS', 'RATES', 'EVIDENCE', 'REACH', 'QUICK_BITS', 'QUICK_SCALES',
-           'QUICK_REACH', 'shapes', 'quantiles', 'Model', 'residual_model', 'learn', 'Window', 'encode_sample',
-           'decode_sample', 'learn_edges', 'Quick', 'quick_tables', 'encode_quick', 'decode_quick']
+__all__ = ['Floats', 'Ints', 'STEPS', 'HALF', 'WINDOW', 'TOTAL_BITS', 'RATES', 'LEAST', 'SPREAD', 'RATE', 'SCALE', 'WEIGHT',
+           'CDF', 'EVIDENCE', 'REACH', 'QUICK_BITS', 'QUICK_ROWS', 'LANES', 'QUICK_TOP', 'FAR', 'Coders', 'Wide',
+           'shapes', 'quantiles', 'Model', 'residual_model', 'learn', 'Window', 'code_sample', 'learn_edges', 'Quick',
+           'quick_tables', 'decode_quick', 'quick_levels', 'encode_quick']
 
 # %% ../../nbs/33_neural.residuals.ipynb #bab98d27
 Floats: TypeAlias = NDArray[np.float64]
@@ -66,108 +67,94 @@ def quantiles() -> Floats:
     return np.interp(p, shapes()[:, 0], (np.arange(2 * HALF + 1) - HALF) / STEPS)
 
 # %% ../../nbs/33_neural.residuals.ipynb #a85e6c9f
+WINDOW = 4096  # most symbols of one distribution
+TOTAL_BITS = 24
+RATES = (1 / 16, 1 / 64, 1 / 400)
+LEAST = 0.02  # smallest mean absolute deviation
+SPREAD, RATE, SCALE, WEIGHT, CDF = 0, 1, 2, 3, 5  # rows of a mixture; WEIGHT has two, CDF three times two
+
+
 class Model(NamedTuple):
     """State of one channel's residual distribution.
 
     Attributes
     ----------
-    spread : float64 array, shape (memories,)
-        Mean absolute deviations over the memories.
-    rates : float64 array, shape (memories,)
-        Their rates of adaptation.
-    scale : float64 array, shape (memories,)
-        `STEPS` over `spread`.
-    weight : float64 array, shape (memories, 2)
-        Probability of each expert.
+    mixture : float64 array, shape (11, memories)
+        Mean absolute deviations over the memories; their rates of adaptation; `STEPS` over the deviations; the probability of each expert, a row for each shape; and scratch: the experts' distribution functions
+        at three places, two rows for each.
     edges : float64 array, shape (codes + 1,)
         Boundaries between codes, in units of a mean code; a single entry if there are too many codes for a table.
     counts : int64 array, shape (codes,)
         How often each code was seen.
     """
 
-    spread: Floats
-    rates: Floats
-    scale: Floats
-    weight: Floats
+    mixture: Floats
     edges: Floats
     counts: Ints
-
-# %% ../../nbs/33_neural.residuals.ipynb #9bec16ad
-WINDOW = 4096  # most symbols of one distribution
-TOTAL_BITS = 24
-RATES = (1 / 16, 1 / 64, 1 / 400)
 
 
 def residual_model(low: int, high: int, spread: float, rates: tuple[float, ...] = RATES) -> Model:
     """Make the model of a channel with codes from `low` to `high`, starting with a mean absolute deviation of `spread`."""
-    n, k = high - low + 1, len(rates)
+    n, mixture = high - low + 1, np.zeros((CDF + 6, len(rates)))
+    mixture[SPREAD] = spread + LEAST
+    mixture[RATE] = rates
+    mixture[SCALE] = STEPS / mixture[SPREAD]
+    mixture[WEIGHT : WEIGHT + 2] = 0.5 / len(rates)
     codes = n if n <= WINDOW else 0
-    return Model(
-        np.full(k, spread + 0.02),
-        np.array(rates, np.float64),
-        np.full(k, STEPS / (spread + 0.02)),
-        np.full((k, 2), 0.5 / k),
-        np.arange(codes + 1, dtype=np.float64) + (low - 0.5),
-        np.zeros(codes, np.int64),
-    )
+    return Model(mixture, np.arange(codes + 1, dtype=np.float64) + (low - 0.5), np.zeros(codes, np.int64))
 
-
+# %% ../../nbs/33_neural.residuals.ipynb #9bec16ad
 @njit
-def _below(scale: Floats, weight: Floats, d: float, table: Floats) -> float:
-    """Probability of less than `d` above the prediction."""
+def _ask(m: Floats, d: float, table: Floats, place: int) -> float:
+    """Ask the experts for the probability of less than `d` above the prediction, keep the answers, and mix them."""
     total = 0.0
-    for r in range(scale.size):
-        z = d * scale[r] + HALF
+    for r in range(m.shape[1]):
+        z, a, b = d * m[SCALE, r] + HALF, 0.0, 0.0
         if z >= 2 * HALF:
-            total += weight[r, 0] + weight[r, 1]
+            a = b = 1.0
         elif z > 0:
             i = np.uint64(z)
             f, k = z - float(i), i + np.uint64(1)
-            a = weight[r, 0] * (table[i, 0] + f * (table[k, 0] - table[i, 0]))
-            b = weight[r, 1] * (table[i, 1] + f * (table[k, 1] - table[i, 1]))
-            total += a + b
+            a = table[i, 0] + f * (table[k, 0] - table[i, 0])
+            b = table[i, 1] + f * (table[k, 1] - table[i, 1])
+        m[CDF + 2 * place, r], m[CDF + 1 + 2 * place, r] = a, b
+        total += m[WEIGHT, r] * a + m[WEIGHT + 1, r] * b
     return total
 
 
 @njit
-def _expert(z: float, k: int, table: Floats) -> float:
-    if z >= 2 * HALF:
-        return 1.0
-    if not z > 0:
-        return 0.0
-    i = np.uint64(z)
-    return float(table[i, k] + (z - float(i)) * (table[i + np.uint64(1), k] - table[i, k]))
+def _agree(m: Floats, place: int, value: float) -> None:
+    """Set all answers at a place: where nothing lies below, or nothing above."""
+    for r in range(m.shape[1]):
+        m[CDF + 2 * place, r] = m[CDF + 1 + 2 * place, r] = value
 
 # %% ../../nbs/33_neural.residuals.ipynb #d3ad1fb0
 @njit
-def learn(
-    spread: Floats, rates: Floats, scale: Floats, weight: Floats, low: float, high: float, table: Floats, share: float
-) -> None:
-    """Learn from a sample that was found between `low` and `high` above the prediction.
+def learn(m: Floats, low: int, high: int, deviation: float, share: float) -> None:
+    """Learn from a sample.
 
     Parameters
     ----------
-    spread, rates, scale, weight : arrays
+    m : float64 array
         Of the `Model`.
-    low, high : float
-        Edges of the code, minus the prediction.
-    table : float64 array
-        `shapes`.
+    low, high : int
+        Places at which the experts were asked, 0 to 2: the edges of the sample's code.
+    deviation : float
+        How far the code's middle is from the prediction.
     share : float
         Part of the weights that is spread evenly over the experts.
     """
     total = 0.0
-    for r in range(scale.size):
-        a, b = low * scale[r] + HALF, high * scale[r] + HALF
+    for r in range(m.shape[1]):
         for k in range(2):
-            weight[r, k] *= _expert(b, k, table) - _expert(a, k, table) + 1e-7
-            total += weight[r, k]
-    deviation, even = abs(0.5 * (low + high)), share / (2 * scale.size)
-    for r in range(scale.size):
-        weight[r, 0] = weight[r, 0] * ((1.0 - share) / total) + even
-        weight[r, 1] = weight[r, 1] * ((1.0 - share) / total) + even
-        spread[r] = max(spread[r] + rates[r] * (deviation - spread[r]), 0.02)
-        scale[r] = STEPS / spread[r]
+            m[WEIGHT + k, r] *= m[CDF + k + 2 * high, r] - m[CDF + k + 2 * low, r] + 1e-7
+            total += m[WEIGHT + k, r]
+    keep, even = (1.0 - share) / total, share / (2 * m.shape[1])
+    for r in range(m.shape[1]):
+        m[WEIGHT, r] = m[WEIGHT, r] * keep + even
+        m[WEIGHT + 1, r] = m[WEIGHT + 1, r] * keep + even
+        m[SPREAD, r] = max(m[SPREAD, r] + m[RATE, r] * (deviation - m[SPREAD, r]), LEAST)
+        m[SCALE, r] = STEPS / m[SPREAD, r]
 
 # %% ../../nbs/33_neural.residuals.ipynb #63e6be99
 class Window(NamedTuple):
@@ -180,10 +167,10 @@ class Window(NamedTuple):
 
 
 @njit
-def _window(spread: Floats, counts: Ints, low: int, mu: float) -> Window:
-    if counts.size:
-        return Window(counts.size, low, 0, mu)
-    shift, wide = 0, spread[-2]
+def _window(m: Floats, codes: int, low: int, mu: float) -> Window:
+    if codes:
+        return Window(codes, low, 0, mu)
+    shift, wide = 0, m[SPREAD, m.shape[1] - 2]
     while wide > 64.0:
         wide *= 0.5
         shift += 1
@@ -197,112 +184,126 @@ def _edge(edges: Floats, w: Window, j: int) -> float:
 
 
 @njit
-def _cumulative(scale: Floats, weight: Floats, edges: Floats, w: Window, j: int, table: Floats) -> int:
+def _cumulative(m: Floats, edges: Floats, w: Window, j: int, table: Floats, place: int) -> int:
     """Units of 2**-24 below symbol j; at least one for each symbol."""
     if j <= 0:
+        _agree(m, place, 0.0)
         return 0
     if j >= w.symbols:
+        _agree(m, place, 1.0)
         return 1 << TOTAL_BITS
-    return int(_below(scale, weight, _edge(edges, w, j), table) * ((1 << TOTAL_BITS) - w.symbols)) + j
+    return int(_ask(m, _edge(edges, w, j), table, place) * ((1 << TOTAL_BITS) - w.symbols)) + j
+
+# %% ../../nbs/33_neural.residuals.ipynb #f2b907b5
+@njit
+def _guess(m: Floats, w: Window, at: int, quantile: Floats) -> tuple[int, float]:
+    """Guess the symbol at position `at` of the distribution, and how many symbols a unit is."""
+    deviation, p = 0.0, at * 2.0**-TOTAL_BITS
+    for r in range(m.shape[1]):
+        deviation += (m[WEIGHT, r] + m[WEIGHT + 1, r]) * m[SPREAD, r]
+    near = min(max(w.mu + quantile[at >> 14] * deviation, -1e9), 1e9)
+    pace = deviation / ((1 << w.shift) * (p * (1.0 - p) + 1e-3) * 1.4) * 2.0**-TOTAL_BITS
+    return (int(np.floor(near + 0.5)) >> w.shift) - w.first, pace
 
 
 @njit
 def _search(
-    scale: Floats, weight: Floats, edges: Floats, w: Window, at: int, j: int, table: Floats
-) -> tuple[int, int, int]:
-    """Find the symbol that covers `at`: gallop from `j`, then bisect. Returns it and its two cumulatives."""
-    j = min(max(j, 0), w.symbols - 1)
-    c, step = _cumulative(scale, weight, edges, w, j, table), 1
-    low, below, high, above = j, c, j, c
-    while above <= at:
-        low, below = high, above
-        high = min(high + step, w.symbols)
-        above = _cumulative(scale, weight, edges, w, high, table)
-        step *= 2
-    while below > at:
-        high, above = low, below
-        low = max(low - step, 0)
-        below = _cumulative(scale, weight, edges, w, low, table)
-        step *= 2
+    m: Floats, edges: Floats, w: Window, at: int, table: Floats, quantile: Floats
+) -> tuple[int, int, int, int, int]:
+    """Find the symbol that covers `at`. Returns it, its two cumulatives, and the places that hold the experts' answers."""
+    low, below, left, high, above, right = 0, 0, 0, w.symbols, 1 << TOTAL_BITS, 1
+    _agree(m, left, 0.0)
+    _agree(m, right, 1.0)
+    (j, pace), tries = _guess(m, w, at, quantile), 0
     while high - low > 1:
-        middle = (low + high) >> 1
-        c = _cumulative(scale, weight, edges, w, middle, table)
+        place = 3 - left - right
+        tries += 1
+        j = min(max(j if tries < 7 else (low + high) >> 1, low + 1), high - 1)
+        c = _cumulative(m, edges, w, j, table, place)
         if c <= at:
-            low, below = middle, c
+            low, below, left = j, c, place
+            j += 1 + int((at - c) * pace)
         else:
-            high, above = middle, c
-    return low, below, above
+            high, above, right = j, c, place
+            j -= 1 + int((c - at) * pace)
+    return low, below, above, left, right
 
-# %% ../../nbs/33_neural.residuals.ipynb #f2b907b5
+# %% ../../nbs/33_neural.residuals.ipynb #0a8537c2
 @njit
-def encode_sample(
-    state: State, buffer: Bytes, m: Model, x: int, low: int, mu: float, table: Floats, share: float
-) -> None:
-    """Code one sample, and learn from it.
+def _code_low(decoding: bool, state: State, buffer: Bytes, w: Window, j: int, x: int) -> int:
+    """Code what follows the symbol of a channel without a table of codes: how far outside of the window, and the low bits."""
+    k, bits = w.first + j, x & ((1 << w.shift) - 1)
+    if j == 0 or j == w.symbols - 1:
+        if decoding:
+            far = int(decode_escape(state, buffer))
+            k += far if j else -far
+        else:
+            encode_escape(state, buffer, abs((x >> w.shift) - k))
+    if w.shift:
+        if decoding:
+            bits = int(peek(state, w.shift))
+            skip(state, buffer, bits, 1, w.shift)
+        else:
+            encode(state, buffer, bits, 1, w.shift)
+    return (k << w.shift) + bits if decoding else x
+
+# %% ../../nbs/33_neural.residuals.ipynb #ed7b0d27
+@njit
+def code_sample(
+    decoding: bool,
+    state: State,
+    buffer: Bytes,
+    m: Floats,
+    edges: Floats,
+    counts: Ints,
+    x: int,
+    low: int,
+    mu: float,
+    table: Floats,
+    quantile: Floats,
+    share: float,
+) -> int:
+    """Code or decode one sample, and learn from it.
 
     Parameters
     ----------
+    decoding : bool
+        The direction; everything else is the same.
     state, buffer : arrays
-        A range encoder; at most 16 bytes are written.
-    m : Model
+        A range encoder, for which at most 16 bytes are written, or a decoder.
+    m, edges, counts : arrays
+        Of the `Model`, one by one, because looking into a tuple takes time.
     x : int
-        The sample, a code not below `low`.
+        The sample to encode, a code not below `low`.
     low : int
         The channel's lowest code.
     mu : float
         Its prediction, within the channel's range.
-    table : float64 array
-        `shapes`.
+    table, quantile : float64 arrays
+        `shapes` and `quantiles`.
     share : float
         See `learn`.
+
+    Returns
+    -------
+    int
+        The sample.
     """
-    spread, rates, scale, weight, edges, counts = m
-    w = _window(spread, counts, low, mu)
-    j = min(max((x >> w.shift) - w.first, 0), w.symbols - 1)
-    below = _cumulative(scale, weight, edges, w, j, table)
-    encode(state, buffer, below, _cumulative(scale, weight, edges, w, j + 1, table) - below, TOTAL_BITS)
-    if counts.size:
-        counts[j] += 1
+    w, left, right = _window(m, counts.size, low, mu), 0, 1
+    if decoding:
+        at = int(peek(state, TOTAL_BITS))
+        j, below, above, left, right = _search(m, edges, w, at, table, quantile)
+        skip(state, buffer, below, above - below, TOTAL_BITS)
     else:
-        if j == 0 or j == w.symbols - 1:
-            encode_escape(state, buffer, abs((x >> w.shift) - w.first - j))
-        if w.shift:
-            encode(state, buffer, x & ((1 << w.shift) - 1), 1, w.shift)
-    learn(spread, rates, scale, weight, _edge(edges, w, j), _edge(edges, w, j + 1), table, share)
-
-
-@njit
-def _low_bits(state: State, buffer: Bytes, w: Window, j: int) -> int:
-    """Read what follows the symbol of a channel without a table of codes."""
-    x = w.first + j
-    if j == 0 or j == w.symbols - 1:
-        far = int(decode_escape(state, buffer))
-        x += far if j else -far
-    bits = int(peek(state, w.shift)) if w.shift else 0
-    if w.shift:
-        skip(state, buffer, bits, 1, w.shift)
-    return (x << w.shift) + bits
-
-# %% ../../nbs/33_neural.residuals.ipynb #0a8537c2
-@njit
-def decode_sample(
-    state: State, buffer: Bytes, m: Model, low: int, mu: float, table: Floats, share: float, guess: Floats
-) -> int:
-    """Decode what `encode_sample` wrote; `guess` is `quantiles`."""
-    spread, rates, scale, weight, edges, counts = m
-    w = _window(spread, counts, low, mu)
-    at = int(peek(state, TOTAL_BITS))
-    near = 0.0
-    for r in range(spread.size):
-        near += (weight[r, 0] + weight[r, 1]) * spread[r]
-    near = min(max(mu + guess[at >> 14] * near, -1e9), 1e9)
-    j, below, above = _search(scale, weight, edges, w, at, (int(np.floor(near + 0.5)) >> w.shift) - w.first, table)
-    skip(state, buffer, below, above - below, TOTAL_BITS)
-    learn(spread, rates, scale, weight, _edge(edges, w, j), _edge(edges, w, j + 1), table, share)
+        j = min(max((x >> w.shift) - w.first, 0), w.symbols - 1)
+        below = _cumulative(m, edges, w, j, table, left)
+        above = _cumulative(m, edges, w, j + 1, table, right)
+        encode(state, buffer, below, above - below, TOTAL_BITS)
+    learn(m, left, right, abs(0.5 * (_edge(edges, w, j) + _edge(edges, w, j + 1))), share)
     if counts.size:
         counts[j] += 1
         return low + j
-    return _low_bits(state, buffer, w, j)
+    return int(_code_low(decoding, state, buffer, w, j, x))
 
 # %% ../../nbs/33_neural.residuals.ipynb #b3c658b0
 EVIDENCE, REACH = 20.0, 4  # prior count of each code; half-width of the box, applied twice
@@ -342,8 +343,15 @@ def learn_edges(m: Model, low: int) -> None:
             m.edges[j] -= shift / total
 
 # %% ../../nbs/33_neural.residuals.ipynb #c1b0b7b0
-QUICK_BITS, QUICK_SCALES, QUICK_REACH = 14, 36, 510
+QUICK_BITS, QUICK_ROWS, LANES = 12, 24, 4
+QUICK_TOP = QUICK_ROWS + 4 * 20 - 1  # the level with the most low bits, 20
+FAR = 1 << 28  # no residual is larger
 _QUARTERS = (1.0, 1.1892071150027210, 1.4142135623730951, 1.6817928305074290)
+_LEVEL_BITS = 14
+_OFFSET = 0.25
+_REFILL, _WORD = np.uint64(1 << 32), np.uint64(32)
+_SLOT, _SLOT_BITS = np.uint64((1 << QUICK_BITS) - 1), np.uint64(QUICK_BITS)
+_ONE, _FIVE, _SYMBOL, _SYMBOL_BITS = np.uint64(1), np.uint64(5), np.uint64(255), np.uint64(8)
 
 
 class Quick(NamedTuple):
@@ -351,86 +359,237 @@ class Quick(NamedTuple):
 
     Attributes
     ----------
-    cum : int32 array, shape (scales, symbols + 1)
+    cum : int64 array, shape (rows, symbols + 1)
         Cumulative frequencies.
-    symbol : int16 array, shape (scales, 2**14)
-        Symbol at each position.
-    half : int64 array, shape (scales,)
+    look : uint32 array, shape (rows, 2**12)
+        For each slot: frequency of its symbol (12 bits), slot within the symbol (12), symbol (8).
+    half : int64 array, shape (rows,)
         Largest magnitude with a symbol of its own.
-    scale_of : uint8 array, shape (2**14,)
-        Scale for each mean magnitude, in 1/256.
+    level : uint8 array, shape (2**14,)
+        Level of each mean magnitude, in 1/256.
     """
 
-    cum: NDArray[np.int32]
-    symbol: NDArray[np.int16]
+    cum: Ints
+    look: NDArray[np.uint32]
     half: Ints
-    scale_of: NDArray[np.uint8]
+    level: NDArray[np.uint8]
 
 # %% ../../nbs/33_neural.residuals.ipynb #6cc11f80
+def _mean(level: int) -> float:
+    """Mean magnitude that a level stands for: an eighth, and four levels an octave."""
+    return 2.0 ** (level // 4 - 3) * _QUARTERS[level % 4]
+
+
 @cache
 def quick_tables() -> Quick:
-    """Compute the tables, about 1.3 MB."""
-    total, even = 1 << QUICK_BITS, np.full((1, 2), 0.5)
-    cum = np.full((QUICK_SCALES, 2 * QUICK_REACH + 2), total, np.int32)
-    symbol, half = np.zeros((QUICK_SCALES, total), np.int16), np.zeros(QUICK_SCALES, np.int64)
-    means = np.array([2.0 ** (s // 4 - 3) * _QUARTERS[s % 4] for s in range(QUICK_SCALES)])
-    for s, mean in enumerate(means):
-        half[s] = min(int(8 * mean) + 4, QUICK_REACH)
-        n, scale = 2 * int(half[s]) + 1, np.array([STEPS / mean])
-        cum[s, 0] = 0
+    """Compute the tables, about 0.4 MB."""
+    total = 1 << QUICK_BITS
+    cum, half = np.full((QUICK_ROWS, 128), total, np.int64), np.zeros(QUICK_ROWS, np.int64)
+    look, slots = np.zeros((QUICK_ROWS, total), np.uint32), np.arange(total)
+    for row in range(QUICK_ROWS):
+        half[row] = min(int(6 * _mean(row)) + 3, 60)
+        n, m = 2 * int(half[row]) + 1, residual_model(0, 0, _mean(row) - LEAST, (1.0,)).mixture
+        m[WEIGHT : WEIGHT + 2, 0] = 0.375, 0.625
+        cum[row, 0] = 0
         for j in range(1, n):
-            cum[s, j] = int(_below(scale, even, j - half[s] - 0.5, shapes()) * (total - n)) + j
-        symbol[s] = np.repeat(np.arange(n), np.diff(cum[s, : n + 1]))
-    nearest = np.searchsorted(means * 1.09 * 256, np.arange(total))
-    return Quick(cum, symbol, half, np.minimum(nearest, QUICK_SCALES - 1).astype(np.uint8))
+            cum[row, j] = int(_ask(m, j - half[row] - 0.5 - _OFFSET, shapes(), 0) * (total - n)) + j
+        symbol = np.repeat(np.arange(n), np.diff(cum[row, : n + 1]))
+        look[row] = (np.diff(cum[row])[symbol] << 20) | ((slots - cum[row][symbol]) << 8) | symbol
+    middles = np.array([_mean(i) for i in range(QUICK_ROWS + 16)]) * 1.09 * 256
+    level = np.minimum(np.searchsorted(middles, np.arange(1 << _LEVEL_BITS)), QUICK_ROWS + 15)
+    return Quick(cum, look, half, level.astype(np.uint8))
 
 # %% ../../nbs/33_neural.residuals.ipynb #69a69403
 @njit
-def _quick_scale(means: Ints, scale_of: NDArray[np.uint8]) -> tuple[int, int]:
-    """Scale and number of low bits to leave out, from the two running means in 1/256."""
-    mean, shift = (means[0] + means[1]) >> 1, 0
-    while mean >= (1 << QUICK_BITS):
-        mean >>= 1
-        shift += 1
-    return int(scale_of[mean]), shift
+def _level(means: Ints, level: NDArray[np.uint8]) -> int:
+    mean, up = (means[0] + means[1]) >> 1, 0
+    while mean >= (1 << _LEVEL_BITS):
+        mean >>= 4
+        up += 16
+    return min(int(level[mean]) + up, QUICK_TOP)
 
 
 @njit
-def _quick_learn(means: Ints, residual: int) -> None:
-    a = abs(residual) << 8
-    means[0] += (a - means[0]) >> 4
-    means[1] += (a - means[1]) >> 7
+def _low_shift(level: int) -> int:
+    """How many low bits follow the symbol; the row of the table is `level` - 4 times as much."""
+    return max(0, (level - QUICK_ROWS + 4) >> 2)
 
 
 @njit
-def encode_quick(state: State, buffer: Bytes, means: Ints, residual: int, q: Quick) -> None:
-    """Code an integer residual (below 2**28), and learn its scale; `means` are two running means, in 1/256."""
-    cum, _, halves, scale_of = q
-    s, shift = _quick_scale(means, scale_of)
-    half, k = halves[s], residual >> shift
-    j = min(max(k + half, 0), 2 * half)
-    encode(state, buffer, cum[s, j], cum[s, j + 1] - cum[s, j], QUICK_BITS)
-    if j == 0 or j == 2 * half:
-        encode_escape(state, buffer, abs(k + half - j))
-    if shift:
-        encode(state, buffer, residual & ((1 << shift) - 1), 1, shift)
-    _quick_learn(means, residual)
+def _follow(means: Ints, total: int, n: int) -> None:
+    """Follow the magnitudes of `n` samples, `total` together."""
+    mean = total << 6 if n == LANES else (total << 8) // n
+    means[0] += (mean - means[0]) >> 2
+    means[1] += (mean - means[1]) >> 5
+
+# %% ../../nbs/33_neural.residuals.ipynb #2d73c1f1
+Coders: TypeAlias = NDArray[np.uint64]  # four coders, and the number of words read
+Wide: TypeAlias = NDArray[np.uint32]
 
 
 @njit
-def decode_quick(state: State, buffer: Bytes, means: Ints, q: Quick) -> int:
-    """Decode what `encode_quick` wrote."""
-    cum, symbol, halves, scale_of = q
-    s, shift = _quick_scale(means, scale_of)
-    half, j = halves[s], np.int64(symbol[s, peek(state, QUICK_BITS)])
-    skip(state, buffer, cum[s, j], cum[s, j + 1] - cum[s, j], QUICK_BITS)
-    residual = j - half
-    if j == 0 or j == 2 * half:
-        far = decode_escape(state, buffer) & ((1 << 30) - 1)
-        residual += far if j else -far
-    if shift:
-        bits = np.int64(peek(state, shift))
-        skip(state, buffer, bits, 1, shift)
-        residual = (residual << shift) + bits
-    _quick_learn(means, residual)
-    return int(residual)
+def _refill(x: np.uint64, at: np.uint64, words: Wide) -> tuple[np.uint64, np.uint64]:
+    """Put the word at `at` into a coder that needs one; returns both, moved on."""
+    if x < _REFILL:
+        return (x << _WORD) | np.uint64(words[min(at, np.uint64(words.size - 1))]), at + _ONE
+    return x, at
+
+
+@njit
+def _take(x: np.uint64, row: int, drop: np.uint64, look: Wide) -> tuple[np.uint64, int]:
+    """Take a symbol and `drop` low bits off a coder; returns it, not yet refilled, and both in one number."""
+    entry = np.uint64(look[row, x & _SLOT])
+    x = (entry >> np.uint64(20)) * (x >> _SLOT_BITS) + ((entry >> _SYMBOL_BITS) & _SLOT)
+    return x >> drop, int(((entry & _SYMBOL) << drop) | (x & ((_ONE << drop) - _ONE)))
+
+
+@njit
+def _far(lane: int, lanes: Coders, words: Wide) -> int:
+    """Read how far outside the table a residual is."""
+    x, at = lanes[lane], lanes[LANES]
+    bits = x & np.uint64(31)
+    x, at = _refill(x >> _FIVE, at, words)
+    far = x & ((_ONE << bits) - _ONE)
+    lanes[lane], lanes[LANES] = _refill(x >> bits, at, words)
+    return int(min(far, np.uint64(FAR)))
+
+# %% ../../nbs/33_neural.residuals.ipynb #3153d40a
+@njit
+def _take_four(
+    lanes: Coders, words: Wide, row: int, shift: int, look: Wide, out: NDArray[np.int32], start: int
+) -> None:
+    """Take a whole group, each lane in a variable of its own."""
+    a, b, c, d, at, drop = lanes[0], lanes[1], lanes[2], lanes[3], lanes[LANES], np.uint64(shift)
+    a, out[start] = _take(a, row, drop, look)
+    b, out[start + 1] = _take(b, row, drop, look)
+    c, out[start + 2] = _take(c, row, drop, look)
+    d, out[start + 3] = _take(d, row, drop, look)
+    lanes[0], at = _refill(a, at, words)
+    lanes[1], at = _refill(b, at, words)
+    lanes[2], at = _refill(c, at, words)
+    lanes[3], lanes[LANES] = _refill(d, at, words)
+
+# %% ../../nbs/33_neural.residuals.ipynb #ee4666c2
+@njit
+def _finish_group(lanes: Coders, words: Wide, half: int, shift: int, group: NDArray[np.int32]) -> int:
+    """Turn symbols into residuals, and return the sum of their magnitudes."""
+    total, middle, most = 0, (half << shift) + ((1 << shift) >> 1), 2 * half
+    for i in range(group.size):
+        j, r = int(group[i]) >> shift, int(group[i]) - middle
+        if j == 0 or j == most:
+            far = _far(i, lanes, words) << shift
+            r = max(r - far, -FAR) if j == 0 else min(r + far, FAR)
+        group[i] = r
+        total += abs(r)
+    return int(total)
+
+
+@njit
+def decode_quick(lanes: Coders, words: Wide, means: Ints, q: Quick, out: NDArray[np.int32]) -> None:
+    """Decode residuals until `out` is full.
+
+    Parameters
+    ----------
+    lanes : uint64 array, shape (5,)
+        Four coders and the number of words read; moves on.
+    words : uint32 array
+        The coded words; the last one, which should be 0, repeats for ever.
+    means : int64 array, shape (2,)
+        Running means of the magnitudes, in 1/256; move on.
+    q : Quick
+    out : int32 array
+        Within +-`FAR`, whatever the words.
+    """
+    _, look, half_of, level_of = q
+    for start in range(0, out.size, LANES):
+        n, level = min(LANES, out.size - start), _level(means, level_of)
+        shift = _low_shift(level)
+        row, drop = level - 4 * shift, np.uint64(shift)
+        if n == LANES:
+            _take_four(lanes, words, row, shift, look, out, start)
+        else:
+            for i in range(n):
+                x, out[start + i] = _take(lanes[i], row, drop, look)
+                lanes[i], lanes[LANES] = _refill(x, lanes[LANES], words)
+        _follow(means, _finish_group(lanes, words, half_of[row], shift, out[start : start + n]), n)
+
+# %% ../../nbs/33_neural.residuals.ipynb #cb7770d7
+@njit
+def quick_levels(means: Ints, residual: NDArray[np.int32], levels: NDArray[np.int16], q: Quick) -> int:
+    """Note each residual's level and lane for `encode_quick`; returns the most bits that they need. Calls must fall on the same samples as the decoder's."""
+    bits = 0
+    for start in range(0, residual.size, LANES):
+        n, total = min(LANES, residual.size - start), 0
+        level = _level(means, q.level)
+        shift = _low_shift(level)
+        half, middle = q.half[level - 4 * shift], (1 << shift) >> 1
+        for i in range(n):
+            r = int(residual[start + i])
+            levels[start + i] = LANES * level + i
+            total += abs(r)
+            bits += QUICK_BITS + shift + (33 if abs((r + middle) >> shift) >= half else 0)
+        _follow(means, total, n)
+    return int(bits)
+
+
+@njit
+def _put(x: np.uint64, value: np.uint64, bits: np.uint64, lanes: Coders, words: Wide) -> np.uint64:
+    """Put plain bits into a coder, after making room."""
+    if bits and x >> (np.uint64(64) - bits):
+        x = _spill(x, lanes, words)
+    return (x << bits) | value
+
+
+@njit
+def _spill(x: np.uint64, lanes: Coders, words: Wide) -> np.uint64:
+    at = np.int64(lanes[LANES]) - 1
+    words[at] = np.uint32(x & np.uint64(0xFFFFFFFF))
+    lanes[LANES] = np.uint64(at)
+    return x >> _WORD
+
+# %% ../../nbs/33_neural.residuals.ipynb #1d03782b
+@njit
+def _put_far(far: int, lane: int, lanes: Coders, words: Wide) -> None:
+    """Code how far outside the table a residual is."""
+    size = 0
+    while far >> size:
+        size += 1
+    x = _put(lanes[lane], np.uint64(far), np.uint64(size), lanes, words)
+    lanes[lane] = _put(x, np.uint64(size), _FIVE, lanes, words)
+
+# %% ../../nbs/33_neural.residuals.ipynb #3bef52f8
+@njit
+def encode_quick(lanes: Coders, words: Wide, residual: NDArray[np.int32], levels: NDArray[np.int16], q: Quick) -> None:
+    """Encode residuals, the last one first.
+
+    Parameters
+    ----------
+    lanes : uint64 array, shape (5,)
+        Four coders, each 2**32 at first, and the position of the first word written; the decoder starts with the coders' last state and this word.
+    words : uint32 array
+        Filled from its end; needs room for the bits of `quick_levels`, and four words.
+    residual : int32 array
+    levels : int16 array
+        From `quick_levels`.
+    q : Quick
+    """
+    cum, halves = q.cum, q.half
+    for t in range(residual.size - 1, -1, -1):
+        level, lane = levels[t] // LANES, levels[t] % LANES
+        shift = _low_shift(level)
+        row, moved = level - 4 * shift, np.int64(residual[t]) + ((1 << shift) >> 1)
+        half = halves[row]
+        if (
+            t + 1 == residual.size or levels[t + 1] % LANES == 0
+        ):  # the last of a group: here comes what lies outside, in all of it
+            for i in range(t, t - lane - 1, -1):
+                far = abs((np.int64(residual[i]) + ((1 << shift) >> 1)) >> shift) - half
+                if far >= 0:
+                    _put_far(far, lane + i - t, lanes, words)
+        j = min(max((moved >> shift) + half, 0), 2 * half)
+        below, drop, x = cum[row, j], np.uint64(shift), lanes[lane]
+        f = np.uint64(cum[row, j + 1] - below)
+        if x >= f << (np.uint64(64 - QUICK_BITS) - drop):
+            x = _spill(x, lanes, words)
+        x = (x << drop) | np.uint64(moved & ((1 << shift) - 1))
+        lanes[lane] = ((x // f) << _SLOT_BITS) + x % f + np.uint64(below)

@@ -17,9 +17,31 @@ from hypothesis.extra import numpy as hnp
 from nbmf_research.core import InputError, StreamError
 from nbmf_research.neural import lossless
 from nbmf_research.neural.codec import CODECS, create_codec, decompress
-from nbmf_research.neural.lossless import QUICK, Adaptive, Plan, decode_block, encode_block, from_integers, to_integers
+from nbmf_research.neural.lossless import (
+    ALIKE,
+    QUICK,
+    Adaptive,
+    Plan,
+    decode_block,
+    encode_block,
+    from_integers,
+    to_integers,
+    trial,
+)
 from nbmf_research.neural.prediction import PAD, choose_neighbours, covariance, innovations, padded, regressors, solve
-from nbmf_research.neural.residuals import HALF, learn_edges, quantiles, residual_model, shapes
+from nbmf_research.neural.residuals import (
+    FAR,
+    HALF,
+    LANES,
+    decode_quick,
+    encode_quick,
+    learn_edges,
+    quantiles,
+    quick_levels,
+    quick_tables,
+    residual_model,
+    shapes,
+)
 
 LOSSLESS = [n for n in ("nbmf-fast", "nbmf-balanced", "nbmf-max") if n in CODECS]
 INTEGERS = ("|i1", "|u1", "<i2", "<u2", "<i4", "<u4")
@@ -78,11 +100,20 @@ def test_any_integers(name: str, x: np.ndarray) -> None:
     log_block=st.integers(4, 10),
     flags=st.integers(0, 7),
     memory=st.integers(2, 65535),
+    pace=st.tuples(st.integers(4, 12), st.integers(0, 8)),
 )
 def test_any_plan(
-    x: np.ndarray, own: int, near: int, ahead: int, behind: int, log_block: int, flags: int, memory: int
+    x: np.ndarray,
+    own: int,
+    near: int,
+    ahead: int,
+    behind: int,
+    log_block: int,
+    flags: int,
+    memory: int,
+    pace: tuple[int, int],
 ) -> None:
-    plan = Plan(own, near, ahead, behind, log_block, flags, memory)
+    plan = Plan(own, near, ahead, behind, log_block, flags, memory, *pace)
     block = encode_block(x, plan)
     assert np.array_equal(decode_block(block, x.shape, x.dtype), x)
     assert Plan.unpack(block) == plan
@@ -238,6 +269,67 @@ def test_bound_on_a_coarse_converter() -> None:
     assert sizes == sorted(sizes, reverse=True) and sizes[0] <= len(create_codec("nbmf-max").compress(stretched)) + 9
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    reach=st.integers(1, 3000),
+    scale=st.sampled_from([1, 30, 3000]),
+    shape=st.tuples(st.integers(1, 400), st.integers(1, 4)),
+    seed=st.integers(0, 99),
+)
+def test_the_quick_way_holds_a_bound(reach: int, scale: int, shape: tuple[int, int], seed: int) -> None:
+    x = np.cumsum(np.random.default_rng(seed).integers(-scale, scale + 1, shape), 0)
+    y = decode_block(encode_block(x, Plan(8, 2, 1, 1, flags=ALIKE + QUICK), reach), x.shape, x.dtype)
+    assert np.abs(y - x).max() <= reach
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    damage=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=9),
+    cut=st.integers(0, 10**6),
+)
+def test_damaged_quick_blocks_are_refused_or_decode_to_something(damage: list[tuple[int, int]], cut: int) -> None:
+    x = made(300, 3)
+    block = bytearray(encode_block(x, Plan(8, 2, 1, 1, flags=ALIKE + QUICK)))
+    for at, byte in damage:
+        block[at % len(block)] = byte
+    for broken in (bytes(block), bytes(block[: cut % len(block)])):
+        try:
+            y = decode_block(broken, x.shape, x.dtype)
+        except StreamError:
+            continue
+        assert y.shape == x.shape and y.dtype == x.dtype
+
+
+def test_trials_order_plans_as_whole_blocks_do() -> None:
+    rng = np.random.default_rng(8)
+    x = np.cumsum(rng.integers(-9, 10, (2000, 1)), 0) + rng.integers(-2, 3, (2000, 12))
+    plans = (Plan(8), Plan(8, 3, 1, 1), Plan(32, 1, 0, 0))
+    few, all_of_them = trial(x, plans, 3), [len(encode_block(x, p)) for p in plans]
+    assert np.argsort(few).tolist() == np.argsort(all_of_them).tolist() and max(few) < max(all_of_them) / 2
+
+
+def test_residuals_of_every_size_come_back() -> None:
+    rng = np.random.default_rng(9)
+    for n in (1, 2, 3, 4, 5, 997):
+        r = (rng.normal(size=n) * 10.0 ** rng.uniform(-1, 7.5, n)).astype(np.int32)
+        levels, q, lanes = np.zeros(n, np.int16), quick_tables(), np.full(LANES + 1, 1 << 32, np.uint64)
+        words = np.zeros(quick_levels(np.full(2, 99), r, levels, q) // 32 + 8, np.uint32)
+        lanes[LANES] = words.size
+        encode_quick(lanes, words, r, levels, q)
+        written, lanes[LANES], out = np.append(words[int(lanes[LANES]) :], np.uint32(0)), 0, np.zeros(n, np.int32)
+        decode_quick(lanes, written, np.full(2, 99), q, out)
+        assert np.array_equal(out, r)
+
+
+def test_hostile_words_stay_within_bounds() -> None:
+    rng = np.random.default_rng(10)
+    for _ in range(300):
+        words, out = rng.integers(0, 2**32, rng.integers(1, 50), dtype=np.uint32), np.zeros(500, np.int32)
+        lanes = np.append(rng.integers(0, 2**63, LANES, dtype=np.uint64), np.uint64(0))
+        decode_quick(lanes, words, rng.integers(0, 2**36, 2), quick_tables(), out)
+        assert np.abs(out.astype(np.int64)).max() <= FAR
+
+
 def test_refuses_impossible_bounds() -> None:
     for bound in (-1.0, float("nan"), float("inf")):
         with pytest.raises(InputError, match="bound"):
@@ -268,7 +360,7 @@ def test_covariance_is_the_plain_sum() -> None:
 def test_solver_survives_nonsense() -> None:
     for r in (np.zeros((9, 9)), np.full((9, 9), -1.0), np.full((9, 9), np.nan), np.full((9, 9), np.inf)):
         weights = np.ones(8)
-        solve(r, np.zeros((3, 9, 9)), weights)
+        solve(r, np.zeros((9, 16)), weights)
         assert np.isfinite(weights).all()
 
 
@@ -302,5 +394,5 @@ def test_real_recordings(name: str, bits: float) -> None:
     assert 8 * len(stream) / x.size < bits * 1.02
 
 
-GOLDEN = "c59867642ffc26a4b015ac6063d0860c7aa504b46b00e1f3b1ee18219b18ee2f"
+GOLDEN = "093b65ac238efe6902bb3e0351b5ddafb3e20fc6af0cac563e82bb65b76da006"
 TABLES = "0e202d5730365754e438e8aafaba50ae2b513f0c7133d9ba13e286992dcef3ff"
