@@ -28,8 +28,9 @@ HATCHES: tuple[str, ...] = ("", "///", "...")
 GREY = "#8A8A8A"
 KNOWN: tuple[str, ...] = (
     *("klt-dct", "wavelet", "dct", "sz3", "zfp", "wavpack-hybrid", "bound", "klt-wavelet"),
-    *("flac", "wavpack", "pcodec", "zstd", "blosc", "mtscomp", "xz", "raw", "zlib"),
-    *("delta-zstd", "delta-blosc", "flac-stereo", "nbmf-fast", "nbmf-balanced", "nbmf-max", "nbmf-bounded"),
+    *("flac", "wavpack", "pcodec", "zstd", "adaptive", "autoencoder", "blosc", "mtscomp"),
+    *("xz", "raw", "zlib", "delta-zstd", "nbmf-fast", "nbmf-balanced", "nbmf-max", "delta-blosc"),
+    *("flac-stereo", "quantised", "nbmf-bounded"),
 )
 
 

@@ -246,6 +246,8 @@ CODEC_MODULES = (
     "nbmf_research.neural.classical",
     "nbmf_research.neural.transform",
     "nbmf_research.neural.lossless",
+    "nbmf_research.neural.adaptive",
+    "nbmf_research.neural.autoencoder",
 )
 
 

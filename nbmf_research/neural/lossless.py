@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
@@ -30,6 +30,7 @@ from nbmf_research.coding.rangecoder import (
 from ..core import InputError, StreamError, njit
 from .codec import Codec, Kind, Samples, register_codec
 from nbmf_research.neural.prediction import (
+    COUNT,
     ENERGY,
     MAX_MAGNITUDE,
     PAD,
@@ -68,14 +69,14 @@ from nbmf_research.neural.residuals import (
 # %% auto #0
 __all__ = ['Array', 'CURVED', 'ALIKE', 'QUICK', 'SHARE', 'EDGES_EVERY', 'LARGEST', 'RAW', 'PLAIN', 'LATTICE', 'WHOLE', 'PATTERN',
            'SINGLE', 'FEW', 'MANY', 'STEP', 'CODES', 'FINE', 'Plan', 'Limits', 'code_mixture', 'Piece', 'code_quick',
-           'Coder', 'Side', 'code_sides', 'Channels', 'code_slowly', 'encode_quickly', 'decode_quickly', 'scatter',
-           'gather', 'encode_block', 'decode_block', 'to_integers', 'from_integers', 'trial', 'Adaptive', 'Max',
-           'Balanced', 'Fast', 'Bounded']
+           'Coder', 'Side', 'code_sides', 'Channels', 'code_slowly', 'encode_quickly', 'code_channels',
+           'decode_quickly', 'plain', 'scatter', 'gather', 'encode_block', 'decode_block', 'pack_lattice',
+           'unpack_lattice', 'to_integers', 'from_integers', 'trial', 'Adaptive', 'Max', 'Balanced', 'Fast', 'Bounded']
 
 # %% ../../nbs/34_neural.lossless.ipynb #31b24d31
 Array: TypeAlias = NDArray[Any]
 CURVED, ALIKE, QUICK = 1, 2, 4  # flags of a plan
-_PLAN = struct.Struct("<6BH2B")
+_PLAN = struct.Struct("<6BH3B")
 
 # %% ../../nbs/34_neural.lossless.ipynb #14446354
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ class Plan:
         Logarithm of the most samples of a block that are learnt from.
     growth : int
         A block is 2**-growth of what came before, or 16 samples.
+    warm : int
+        A start from another channel is worth this many times 16 samples.
     """
 
     own: int
@@ -107,19 +110,20 @@ class Plan:
     memory: int = 5000
     log_window: int = 12
     growth: int = 3
+    warm: int = 0
 
     def pack(self) -> bytes:
-        """Serialise to ten bytes."""
+        """Serialise to eleven bytes."""
         return _PLAN.pack(*astuple(self))
 
     @property
     def pace(self) -> Pace:
         """How often the predictor learns."""
-        return Pace(1 << self.log_block, 1 << self.log_window, self.growth, 1.0 - 1.0 / self.memory)
+        return Pace(1 << self.log_block, 1 << self.log_window, self.growth, 1.0 - 1.0 / self.memory, 16 * self.warm)
 
     @classmethod
     def unpack(cls, block: bytes) -> Plan:
-        """Read the first ten bytes of a block; `StreamError` if they make no sense."""
+        """Read the first eleven bytes of a block; `StreamError` if they make no sense."""
         if len(block) < _PLAN.size:
             raise StreamError(f"a block of {len(block)} bytes is too short")
         plan = cls(*_PLAN.unpack_from(block))
@@ -180,17 +184,12 @@ def _mixture_stretch(
     far, back = p.far, PAD - p.own.size  # not in the loop: each look into a tuple counts references
     for t in range(start, stop):
         mu = _clip(predict(weighted_sum(older, real, t + back) + far[t - start], w, recent), low, high)
-        at = PAD + t
-        if reach:
-            near = int(np.floor(mu + 0.5))
-            k = 0 if decoding else (int(row[at]) - near + reach) // step
-            row[at] = near + step * code_sample(
-                decoding, state, buffer, mixture, edges, counts, k, low, 0.0, table, guess, SHARE
-            )
-        else:
-            row[at] = code_sample(
-                decoding, state, buffer, mixture, edges, counts, int(row[at]), low, mu, table, guess, SHARE
-            )
+        at, near = PAD + t, int(np.floor(mu + 0.5)) if reach else 0
+        k = 0 if decoding else (int(row[at]) - near + reach) // step
+        k = code_sample(
+            decoding, state, buffer, mixture, edges, counts, k, low, 0.0 if reach else mu, table, guess, SHARE
+        )
+        row[at] = near + k * step
         x = float(row[at])
         real[at], recent = x, (x, recent[0], recent[1], recent[2])
         energy += (x - mu) * (x - mu)
@@ -230,13 +229,14 @@ def code_mixture(
     start, stop : int
         Which samples.
     """
-    seen, every = start, max(EDGES_EVERY, 2 * m.counts.size)
+    every = max(EDGES_EVERY, 2 * m.counts.size)
     while start < stop:
         end = next_stretch(p, words, reals, start, stop)
         _mixture_stretch(decoding, state, buffer, p, m, words, reals, limits, table, guess, start, end)
-        if limits.curved and end == p.clock[STOP] and end - seen >= every:
+        p.clock[COUNT] += end - start
+        if limits.curved and end == p.clock[STOP] and p.clock[COUNT] >= every:
             learn_edges(m, limits.low)
-            seen = end
+            p.clock[COUNT] = 0
         start = end
 
 # %% ../../nbs/34_neural.lossless.ipynb #4072a553
@@ -449,11 +449,12 @@ class Channels:
     means: list[Ints] = field(default_factory=list)
 
     def start(self, s: Side) -> None:
-        """Make predictor and model of the next channel. It starts from the one before, a tenth of its evidence, if that looks alike."""
+        """Make predictor and model of the next channel. It starts from the one before, a tenth of its evidence, if that looks alike and has learnt something."""
         plan, spread = self.plan, s.spread / (2 * self.reach + 1)
         groups = _regressors(plan.own, len(s.near), plan.ahead, plan.behind)
         last = self.predictors[-1] if self.predictors and plan.flags & ALIKE else None
-        start = 0.1 * last.cov if last is not None and last.groups.shape == groups.shape else None
+        alike = last is not None and last.groups.shape == groups.shape and last.cov[0, 0] > 0
+        start = 0.1 * last.cov if last is not None and alike else None
         self.predictors.append(predictor([s.channel, *s.near], groups, plan.pace, 1.5 * float(s.spread) ** 2, start))
         if plan.flags & QUICK:
             self.means.append(np.full(2, round(256 * spread)))
@@ -494,6 +495,15 @@ def encode_quickly(channels: Channels, start: int, stop: int) -> bytes:
     return lanes[:LANES].astype("<u8").tobytes() + words[int(lanes[LANES]) :].astype("<u4").tobytes()
 
 
+def code_channels(channels: Channels, start: int, stop: int) -> bytes:
+    """Code the samples [start, stop) of all channels as their plan says, by themselves."""
+    if channels.plan.flags & QUICK:
+        return encode_quickly(channels, start, stop)
+    c = Coder()
+    code_slowly(channels, c, start, stop)
+    return c.finish()
+
+
 def decode_quickly(channels: Channels, block: bytes, start: int, stop: int) -> None:
     """Decode what `encode_quickly` wrote; a short block goes on with zeros."""
     head = 8 * LANES
@@ -517,6 +527,12 @@ def _survey(x: Array, out: Ints) -> None:
             out[0, c] += v
             out[1, c] = min(out[1, c], v)
             out[2, c] = max(out[2, c], v)
+
+
+def plain(x: Array) -> Array:
+    """Give integers as int16 where they fit, else as int64: the two types that kernels are compiled for."""
+    small = x.dtype == np.int16 or x.dtype.itemsize == 1 or (x.dtype == np.uint16 and int(x.max()) < 1 << 15)
+    return np.ascontiguousarray(x, np.int16 if small else np.int64)
 
 
 _TILE = 64  # samples that are turned at once, so that rows and columns stay in the cache
@@ -587,7 +603,7 @@ def encode_block(x: Array, plan: Plan, reach: int = 0) -> bytes:
     bytes
         All that `decode_block` needs, apart from the shape and dtype.
     """
-    survey = np.zeros((3, x.shape[1]), np.int64)
+    survey, x = np.zeros((3, x.shape[1]), np.int64), plain(x)
     _survey(x, survey)
     total, low, high = survey
     drop, base = max(0, int((high - low).max()).bit_length() - MAX_MAGNITUDE.bit_length() + 1), total // len(x)
@@ -647,7 +663,7 @@ def decode_block(block: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> 
         decode_quickly(channels, block[side:], 0, shape[0])
     else:
         code_slowly(channels, c, 0, shape[0])
-    out = np.zeros(shape, dtype.newbyteorder("="))
+    out = np.zeros(shape, np.int16 if dtype == np.int16 else np.int64)
     gather(words, 0, base, block[_PLAN.size], low, out)
     return out.astype(dtype, copy=False)
 
@@ -672,7 +688,7 @@ def _unordered(codes: Array, dtype: np.dtype[Any]) -> Array:
     return np.ascontiguousarray(np.where(codes < 0, codes ^ 0x7FFFFFFF, codes)).astype("<i4").view("<f4")
 
 
-def _pack_lattice(lattice: Lattice) -> bytes:
+def pack_lattice(lattice: Lattice) -> bytes:
     """Serialise: bits, length, and a compressed table of differences between channels."""
     table = lattice.table.copy()
     table[2] -= table[3] * table[1]
@@ -680,7 +696,7 @@ def _pack_lattice(lattice: Lattice) -> bytes:
     return struct.pack("<BI", lattice.bits, len(packed)) + packed
 
 
-def _unpack_lattice(payload: bytes, at: int, channels: int, dtype: np.dtype[Any]) -> tuple[Lattice, int]:
+def unpack_lattice(payload: bytes, at: int, channels: int, dtype: np.dtype[Any]) -> tuple[Lattice, int]:
     """Read a lattice and say where it ends."""
     bits, size = struct.unpack_from("<BI", payload, at)
     at += 5
@@ -712,31 +728,41 @@ def _longest_run(x: Array, channel: int) -> int:
 
 
 def _lattice(x: Array) -> Lattice | None:
-    """Find the lattice if there is one; a look at the first samples saves the search where every code is in use."""
-    if all(any(_longest_run(x[:n], c) >= _RUN for n in (1 << 13, len(x))) for c in range(x.shape[1])):
+    """Find the lattice if there is one. The search takes time: it is spared where every code is in use, and where a few channels have none."""
+    y, width = plain(x), x.shape[1]
+    if all(any(_longest_run(y[:n], c) >= _RUN for n in (1 << 13, len(y))) for c in range(width)):
         return None
-    lattice = find_lattice(x)
-    return None if lattice is None or (lattice.table[0] == lattice.table[1]).all() else lattice
+    few = np.ascontiguousarray(x[:, :: -(-width // 4)])
+    for part in (few, x) if few.shape[1] < width else (x,):
+        lattice = find_lattice(part)
+        if lattice is None or (lattice.table[0] == lattice.table[1]).all():
+            return None
+    return lattice
 
 
 @njit
 def _look_up(codes: Array, values: Array, out: Array) -> None:
-    """Write ``values[code, channel]``; codes beyond the last become the last."""
-    last = np.int64(values.shape[0] - 1)
+    """Write ``values[code, channel]``; codes outside of the table become its first or last."""
+    last = values.shape[0] - 1
     for t in range(codes.shape[0]):
         for c in range(codes.shape[1]):
-            out[t, c] = values[min(np.int64(codes[t, c]), last), c]
+            out[t, c] = values[min(max(int(codes[t, c]), 0), last), c]
 
 
 def _from_lattice(codes: Array, lattice: Lattice) -> Array:
-    """Turn codes from 0 into samples; by a table, where that is smaller than the samples."""
+    """Turn codes from 0 into samples; 16-bit ones by a table, where that is smaller than they are."""
     levels = int(lattice.levels.max())
-    if levels > len(codes):
-        return from_codes(codes, lattice)
+    if levels > len(codes) or codes.dtype != np.int16 or lattice.dtype != "int16":
+        return from_codes(np.clip(codes, 0, lattice.levels - 1).astype(np.uint32), lattice)
     values = from_codes(np.repeat(np.arange(levels, dtype=np.uint32)[:, None], codes.shape[1], 1), lattice)
-    out = np.empty(codes.shape, values.dtype)
+    out = np.empty(codes.shape, np.int16)
     _look_up(codes, values, out)
     return out
+
+
+def _codes_type(lattice: Lattice) -> np.dtype[Any]:
+    """Type that a lattice's codes are decoded to."""
+    return np.dtype(np.int16 if lattice.levels.max() <= 1 << 15 else np.int64)
 
 # %% ../../nbs/34_neural.lossless.ipynb #f7a0416a
 def to_integers(x: Array) -> tuple[bytes, Array]:
@@ -760,7 +786,7 @@ def to_integers(x: Array) -> tuple[bytes, Array]:
     lattice = _lattice(x)
     if lattice is None:
         return bytes([PLAIN]), x
-    return bytes([LATTICE]) + _pack_lattice(lattice), to_codes(x, lattice)
+    return bytes([LATTICE]) + pack_lattice(lattice), to_codes(x, lattice)
 
 
 def from_integers(payload: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:
@@ -770,8 +796,8 @@ def from_integers(payload: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) 
         codes = decode_block(payload[at:], (shape[0], width * (dtype.itemsize // 4)), np.dtype("<i4"))
         return _unordered(codes, dtype)
     if kind == LATTICE:
-        lattice, at = _unpack_lattice(payload, at, width, dtype)
-        return _from_lattice(decode_block(payload[at:], shape, np.dtype("<u4")), lattice)
+        lattice, at = unpack_lattice(payload, at, width, dtype)
+        return _from_lattice(decode_block(payload[at:], shape, _codes_type(lattice)), lattice)
     if kind in (PLAIN, WHOLE):
         return decode_block(payload[at:], shape, np.dtype("<i8") if kind == WHOLE else dtype).astype(dtype, copy=False)
     raise StreamError(f"a payload of kind {kind} does not exist")
@@ -779,7 +805,7 @@ def from_integers(payload: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) 
 # %% ../../nbs/34_neural.lossless.ipynb #4575fa11
 def trial(x: Array, plans: tuple[Plan, ...], probes: int, reach: int = 0) -> list[int]:
     """Return the bytes that each plan needs for at most `probes` channels of an excerpt, shape (time, channel), the others being known."""
-    survey = np.zeros((3, x.shape[1]), np.int64)
+    survey, x = np.zeros((3, x.shape[1]), np.int64), plain(x)
     _survey(x, survey)
     base = survey[0] // len(x)
     drop = max(0, int((survey[2] - survey[1]).max()).bit_length() - MAX_MAGNITUDE.bit_length() + 1)
@@ -795,18 +821,16 @@ def trial(x: Array, plans: tuple[Plan, ...], probes: int, reach: int = 0) -> lis
         sides = [
             Side(order[i], near[i][: plan.neighbours], 0, int(low[order[i]]), int(high[order[i]]), 9) for i in picked
         ]
-        c = Coder()
-        code_slowly(Channels(plan, reach, sides, words.copy(), reals.copy()), c, 0, len(x))
-        sizes.append(len(c.finish()))
+        sizes.append(len(code_channels(Channels(plan, reach, sides, words.copy(), reals.copy()), 0, len(x))))
     return sizes
 
 # %% ../../nbs/34_neural.lossless.ipynb #5b6013ea
 SINGLE = (Plan(16, log_block=9, memory=10_000), Plan(32, log_block=9, memory=3000))
 FEW = (Plan(32, 3, 4, 4, 10, memory=20_000), Plan(32, 3, 4, 4, 8, memory=3000))
 MANY = (
-    Plan(24, 4, 6, 6, 9, memory=10_000, log_window=8),
-    Plan(16, 8, 3, 3, 9, memory=5000, log_window=8),
-    Plan(24, 4, 4, 4, 7, memory=2500),
+    Plan(24, 4, 6, 6, 9, memory=10_000, log_window=8, warm=32),
+    Plan(16, 8, 3, 3, 9, memory=5000, log_window=9),
+    Plan(24, 4, 4, 4, 8, memory=2500),
     Plan(8, 8, 1, 1, 7, memory=5000),
     Plan(16, 3, 2, 2, 8, memory=5000),
 )
@@ -875,13 +899,24 @@ class Balanced(Adaptive):
 # %% ../../nbs/34_neural.lossless.ipynb #d1760702
 @register_codec("nbmf-fast")
 class Fast(Adaptive):
-    """Ready tables for the residuals, one plan, learning from an eighth of the samples."""
+    """Ready tables for the residuals, learning from an eighth of the samples; on several channels more often at first, where that saves a fiftieth."""
+
+    excerpt: ClassVar[int] = 4000
 
     def plans(self, channels: int) -> tuple[Plan, ...]:
-        """A single plan."""
+        """The usual plan, and the one that learns more often."""
         if channels == 1:
             return (Plan(24, log_block=11, flags=ALIKE + QUICK, memory=20_000, log_window=9, growth=2),)
-        return (Plan(16, 3, 1, 1, 10, ALIKE + QUICK, 10_000, 7, 2),)
+        usual = Plan(16, 3, 1, 1, 10, ALIKE + QUICK, 10_000, 7, 2, 32)
+        return usual, replace(usual, log_window=8, growth=3, warm=0)
+
+    def choose(self, codes: Array, reach: int = 0) -> Plan:
+        """Return the usual plan, unless the other saves more than a fiftieth."""
+        plans = self.plans(codes.shape[1])
+        if len(plans) == 1:
+            return plans[0]
+        usual, often = trial(codes[: self.excerpt], plans, self.probes, reach)
+        return plans[1] if often < 0.98 * usual else plans[0]
 
 # %% ../../nbs/34_neural.lossless.ipynb #42fdd068
 STEP, CODES = 5, 6  # first byte of a payload, behind those of `to_integers`
@@ -926,7 +961,7 @@ def _roundings(x: Array, bound: float) -> Iterator[_Rounding]:
         step = float(lattice.step.max())
         for r in (int(bound / step), int(bound / step) - 1):
             if r > 0 and (2 * r + 1) * step >= 2 * reach + 1:
-                yield _Rounding(bytes([CODES]) + _pack_lattice(lattice), to_codes(x, lattice), r)
+                yield _Rounding(bytes([CODES]) + pack_lattice(lattice), to_codes(x, lattice), r)
     if 2 * reach + 1 > step and int(x.max()) - int(x.min()) < MAX_MAGNITUDE // 2:
         yield _Rounding(bytes([STEP]) + struct.pack("<d", 1.0), x, reach)
 
@@ -969,7 +1004,6 @@ class Bounded(Adaptive):
             (step,) = struct.unpack_from("<d", payload, 1)
             return _from_steps(decode_block(payload[9:], shape, np.dtype("<i8")), step, dtype)
         if payload[0] == CODES:
-            lattice, at = _unpack_lattice(payload, 1, shape[1], dtype)
-            codes = decode_block(payload[at:], shape, np.dtype("<i8"))
-            return _from_lattice(np.clip(codes, 0, lattice.levels - 1).astype(np.uint32), lattice)
+            lattice, at = unpack_lattice(payload, 1, shape[1], dtype)
+            return _from_lattice(decode_block(payload[at:], shape, np.dtype(np.int64)), lattice)
         return super().restore(payload, shape, dtype)

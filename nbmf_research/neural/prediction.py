@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from ..core import InputError, njit
 
 # %% auto #0
-__all__ = ['Floats', 'Ints', 'Words', 'PAD', 'MAX_LAG', 'MAX_MAGNITUDE', 'RIDGE', 'PRIOR', 'START', 'STOP', 'AGE', 'SLOW',
-           'POWER', 'ENERGY', 'Four', 'regressors', 'padded', 'covariance', 'weighted_sum', 'solve', 'Pace',
+__all__ = ['Floats', 'Ints', 'Words', 'PAD', 'MAX_LAG', 'MAX_MAGNITUDE', 'RIDGE', 'PRIOR', 'START', 'STOP', 'AGE', 'COUNT',
+           'SLOW', 'POWER', 'ENERGY', 'Four', 'regressors', 'padded', 'covariance', 'weighted_sum', 'solve', 'Pace',
            'Predictor', 'predictor', 'next_stretch', 'newest', 'predict', 'innovations', 'choose_neighbours',
            'residuals']
 
@@ -232,8 +232,8 @@ class Predictor(NamedTuple):
         Scratch.
     state : float64 array, shape (2,)
         Slow mean square of the residual, and sum of its squares in this block.
-    clock : int64 array, shape (3,)
-        First sample of the present block, first after it, and how many samples came before it.
+    clock : int64 array, shape (4,)
+        First sample of the present block, first after it, how many samples came before it, and a count for the caller.
     pace : Pace
     """
 
@@ -250,7 +250,7 @@ class Predictor(NamedTuple):
     pace: Pace
 
 # %% ../../nbs/32_neural.prediction.ipynb #07105a2a
-START, STOP, AGE = 0, 1, 2  # of a predictor's clock
+START, STOP, AGE, COUNT = 0, 1, 2, 3  # of a predictor's clock
 
 
 def predictor(rows: list[int], groups: Ints, pace: Pace, power: float, start: Floats | None = None) -> Predictor:
@@ -280,7 +280,7 @@ def predictor(rows: list[int], groups: Ints, pace: Pace, power: float, start: Fl
         np.zeros(pace.block),
         np.zeros((n, n + 7)),
         np.array([power + 0.1, 0.0]),
-        np.zeros(3, np.int64),
+        np.zeros(4, np.int64),
         pace,
     )
     made.weights[0] = 1.0

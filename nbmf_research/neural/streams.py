@@ -264,6 +264,18 @@ def bounded_codec(codec: str, max_error: float | str | None, x: xr.DataArray) ->
     counts = parse_bound(max_error, x)
     return name, {made.knob: int(counts) if counts == int(counts) else counts}, counts
 
+
+def _layout(
+    x: xr.DataArray, groups: int | Sequence[Sequence[int]] | None, block_seconds: float | None
+) -> dict[str, Any]:
+    """Samples in a block, and channel groups, as `create_stream` takes them."""
+    groups = group_size(x.shape[1]) if groups is None else groups
+    width = groups if isinstance(groups, int) else max(map(len, groups), default=0)
+    if width < 1:
+        raise InputError(f"a channel group has at least one channel; groups={groups} do not fit")
+    step = block_length(min(width, x.shape[1]), x.attrs["sampling_rate"], block_seconds)
+    return {"block_samples": step, "groups": groups}
+
 # %% ../../nbs/35_neural.streams.ipynb #fdad209a
 def encode_recording(
     x: xr.DataArray,
@@ -316,20 +328,16 @@ def encode_recording(
     n_time, n_channels = check_recording(x).shape
     name, own, bound = bounded_codec(codec, max_error, x)
     block_codec = _Watched(name, **parameters, **own)
-    groups = group_size(n_channels) if groups is None else groups
-    width = groups if isinstance(groups, int) else max(map(len, groups), default=0)
-    if width < 1:
-        raise InputError(f"a channel group has at least one channel; groups={groups} do not fit")
-    step = block_length(min(width, n_channels), x.attrs["sampling_rate"], block_seconds)
-    options: dict[str, Any] = {"block_samples": step, "groups": groups, "certify": BoundCheck(bound), "resume": resume}
+    layout = _layout(x, groups, block_seconds)
+    options: dict[str, Any] = {**layout, "certify": BoundCheck(bound), "resume": resume}
     with _workers(jobs) as executor, _bar(x.size, "encode", progress) as bar:
         block_codec.tell = bar.update
         with create_stream(target, from_recording(x), x.dtype, codecs=[block_codec], executor=executor, **options) as w:
             if w.n_time > n_time:
                 raise InputError(f"the part file holds {w.n_time} samples, the recording {n_time}; do not resume")
             bar.update(w.n_time * n_channels)
-            for start in range(w.n_time, n_time, step):
-                w.append(x[start : start + step].values)
+            for start in range(w.n_time, n_time, layout["block_samples"]):
+                w.append(x[start : start + layout["block_samples"]].values)
     with open_stream(target) as s:
         return s.info()
 

@@ -100,7 +100,7 @@ def test_any_integers(name: str, x: np.ndarray) -> None:
     log_block=st.integers(4, 10),
     flags=st.integers(0, 7),
     memory=st.integers(2, 65535),
-    pace=st.tuples(st.integers(4, 12), st.integers(0, 8)),
+    pace=st.tuples(st.integers(4, 12), st.integers(0, 8), st.integers(0, 255)),
 )
 def test_any_plan(
     x: np.ndarray,
@@ -111,7 +111,7 @@ def test_any_plan(
     log_block: int,
     flags: int,
     memory: int,
-    pace: tuple[int, int],
+    pace: tuple[int, int, int],
 ) -> None:
     plan = Plan(own, near, ahead, behind, log_block, flags, memory, *pace)
     block = encode_block(x, plan)
@@ -337,7 +337,13 @@ def test_refuses_impossible_bounds() -> None:
 
 
 def test_plan_refuses_nonsense() -> None:
-    for block in (b"", b"\x07" + bytes(7), Plan(8, memory=2).pack()[:-2] + b"\0\0", bytes([64]) + Plan(8).pack()[1:]):
+    for block in (
+        b"",
+        b"\x07" + bytes(7),
+        Plan(8, memory=0).pack(),
+        Plan(8, log_block=3).pack(),
+        bytes([64]) + Plan(8).pack()[1:],
+    ):
         with pytest.raises(StreamError):
             Plan.unpack(block)
 
@@ -394,5 +400,5 @@ def test_real_recordings(name: str, bits: float) -> None:
     assert 8 * len(stream) / x.size < bits * 1.02
 
 
-GOLDEN = "093b65ac238efe6902bb3e0351b5ddafb3e20fc6af0cac563e82bb65b76da006"
+GOLDEN = "2e13c8490f310fd53c8aca76b51d8e3c732f34d2b476930fa5d979b2f0e3c4d3"
 TABLES = "0e202d5730365754e438e8aafaba50ae2b513f0c7133d9ba13e286992dcef3ff"
