@@ -91,7 +91,7 @@ class ItemKNN(Recommender):
         np.fill_diagonal(c, 0)
         c /= np.maximum(np.outer(norm, norm) + np.float32(self.shrink), 1e-9)
         cut = -np.partition(-c, min(self.k, data.n_items) - 1, axis=0)[min(self.k, data.n_items) - 1]
-        kept = sp.csr_matrix(np.where(c >= cut, c, 0))
+        kept = sp.csr_matrix(np.where(c >= cut * (1 - 1e-6), c, 0))  # equal but for rounding is equal
         return {"values": kept.data, "columns": kept.indices, "starts": kept.indptr}
 
     def _score(self, histories: Interactions, now: Times) -> NDArray[np.float32]:

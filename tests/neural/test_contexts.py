@@ -63,7 +63,9 @@ def test_any_index_survives_any_table(values: list[tuple[int, int, int]]) -> Non
         put(coder, buffer, TABLES, abs(k), k < 0, kind, table)
     size = finish(coder, buffer)
     reader = decoder(buffer[:size].copy())
-    assert [get(reader, buffer[:size].copy(), TABLES, kind, table) for _, kind, table in values] == [k for k, _, _ in values]
+    assert [get(reader, buffer[:size].copy(), TABLES, kind, table) for _, kind, table in values] == [
+        k for k, _, _ in values
+    ]
 
 
 @settings(max_examples=10, deadline=None)

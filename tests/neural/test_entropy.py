@@ -157,7 +157,9 @@ def test_a_model_file_survives(tmp_path: Path, trained: Hyperprior) -> None:
         load_parts(path)
 
 
-@pytest.mark.parametrize("bad", [np.full((1, 2, 3), 0.5), np.zeros((1, 3, 3)), np.zeros(4), np.full((1, 2, 3), 2.0**31)])
+@pytest.mark.parametrize(
+    "bad", [np.full((1, 2, 3), 0.5), np.zeros((1, 3, 3)), np.zeros(4), np.full((1, 2, 3), 2.0**31)]
+)
 def test_nonsense_latents_are_refused(bad: np.ndarray) -> None:
     with pytest.raises(InputError):
         FactorizedPrior(2).freeze(4).compress(bad)
