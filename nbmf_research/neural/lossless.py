@@ -68,8 +68,8 @@ from nbmf_research.neural.residuals import (
 
 # %% auto #0
 __all__ = ['Array', 'CURVED', 'ALIKE', 'QUICK', 'SHARE', 'EDGES_EVERY', 'LARGEST', 'RAW', 'PLAIN', 'LATTICE', 'WHOLE', 'PATTERN',
-           'SINGLE', 'FEW', 'MANY', 'STEP', 'CODES', 'FINE', 'Plan', 'Limits', 'code_mixture', 'Piece', 'code_quick',
-           'Coder', 'Side', 'code_sides', 'Channels', 'code_slowly', 'encode_quickly', 'code_channels',
+           'LONG', 'SINGLE', 'FEW', 'MANY', 'STEP', 'CODES', 'FINE', 'Plan', 'Limits', 'code_mixture', 'Piece',
+           'code_quick', 'Coder', 'Side', 'code_sides', 'Channels', 'code_slowly', 'encode_quickly', 'code_channels',
            'decode_quickly', 'plain', 'scatter', 'gather', 'encode_block', 'decode_block', 'pack_lattice',
            'unpack_lattice', 'to_integers', 'from_integers', 'trial', 'Adaptive', 'Max', 'Balanced', 'Fast', 'Bounded']
 
@@ -825,6 +825,7 @@ def trial(x: Array, plans: tuple[Plan, ...], probes: int, reach: int = 0) -> lis
     return sizes
 
 # %% ../../nbs/34_neural.lossless.ipynb #5b6013ea
+LONG = 1 << 15  # from so many samples on, learning often at first takes little of the time
 SINGLE = (Plan(16, log_block=9, memory=10_000), Plan(32, log_block=9, memory=3000))
 FEW = (Plan(32, 3, 4, 4, 10, memory=20_000), Plan(32, 3, 4, 4, 8, memory=3000))
 MANY = (
@@ -840,7 +841,7 @@ class Adaptive(Codec):
     """Base of the lossless codecs: candidates for a plan, tried on an excerpt."""
 
     excerpt: ClassVar[int] = 6000
-    probes: ClassVar[int] = 4
+    probes: ClassVar[int] = 8
 
     def plans(self, channels: int) -> tuple[Plan, ...]:
         """Plans to try for this many channels."""
@@ -853,11 +854,13 @@ class Adaptive(Codec):
         return payload if len(payload) < x.nbytes else bytes([RAW]) + x.tobytes()
 
     def choose(self, codes: Array, reach: int = 0) -> Plan:
-        """Return the plan that codes a few channels of an excerpt shortest."""
+        """Return the plan that codes a few channels of an excerpt shortest; the best two meet again on three times as much."""
         plans = self.plans(codes.shape[1])
-        if len(plans) == 1:
-            return plans[0]
-        return min(zip(trial(codes[: self.excerpt], plans, self.probes, reach), range(len(plans)), plans))[2]
+        for n in (self.excerpt, 3 * self.excerpt):
+            if len(plans) > 1 and (n == self.excerpt or len(codes) > self.excerpt):
+                sizes = trial(codes[:n], plans, self.probes, reach)
+                plans = tuple(plans[i] for i in np.argsort(sizes, kind="stable")[:2])
+        return plans[0] if len(codes) < LONG else replace(plans[0], warm=0)
 
     def decode(self, payload: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> Samples:
         """Decode a payload.
@@ -902,6 +905,7 @@ class Fast(Adaptive):
     """Ready tables for the residuals, learning from an eighth of the samples; on several channels more often at first, where that saves a fiftieth."""
 
     excerpt: ClassVar[int] = 4000
+    probes: ClassVar[int] = 4
 
     def plans(self, channels: int) -> tuple[Plan, ...]:
         """The usual plan, and the one that learns more often."""
@@ -957,7 +961,8 @@ def _roundings(x: Array, bound: float) -> Iterator[_Rounding]:
         return
     reach = min(int(bound), MAX_MAGNITUDE // 4)
     lattice, step = find_lattice(x) if reach else None, 1.0
-    if lattice is not None and (lattice.table[0] != lattice.table[1]).any():
+    fits = lattice is not None and lattice.levels.max() < MAX_MAGNITUDE // 2
+    if lattice is not None and fits and (lattice.table[0] != lattice.table[1]).any():
         step = float(lattice.step.max())
         for r in (int(bound / step), int(bound / step) - 1):
             if r > 0 and (2 * r + 1) * step >= 2 * reach + 1:

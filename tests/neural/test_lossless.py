@@ -402,3 +402,11 @@ def test_real_recordings(name: str, bits: float) -> None:
 
 GOLDEN = "2e13c8490f310fd53c8aca76b51d8e3c732f34d2b476930fa5d979b2f0e3c4d3"
 TABLES = "0e202d5730365754e438e8aafaba50ae2b513f0c7133d9ba13e286992dcef3ff"
+
+
+@pytest.mark.parametrize("bound", [2.0, 40.0, 1e5])
+def test_a_wide_lattice_that_no_bound_can_be_spent_on_is_kept_whole(bound: float) -> None:
+    rng = np.random.default_rng(0)
+    x = (rng.integers(-(2**29), 2**29, (1000, 2)) // 6 * 6).astype(np.int32)
+    y = decompress(create_codec("nbmf-bounded", max_error=bound).compress(x)).values
+    assert np.abs(y.astype(np.int64) - x).max() <= bound
