@@ -39,7 +39,8 @@ from .recordings import Lattice, from_codes, to_codes
 
 # %% auto #0
 __all__ = ['KEY', 'CHUNK', 'MOST', 'WIDEST', 'ROOM', 'TYPES', 'FEWEST', 'STEADY', 'SWIFT', 'pack_frame', 'split_frames',
-           'needed_past', 'Window', 'widen', 'pack_key', 'unpack_key', 'StreamEncoder', 'StreamDecoder']
+           'needed_past', 'Window', 'encode_into', 'decode_into', 'widen', 'pack_key', 'unpack_key', 'check_chunk',
+           'first_window', 'StreamEncoder', 'open_frame', 'StreamDecoder']
 
 # %% ../../nbs/34b_neural.push.ipynb #4aefa8a1
 KEY, CHUNK = 0xC7, 0xC8  # first byte of a frame
@@ -162,28 +163,31 @@ class Window:
         words = self.channels.words[:, PAD : PAD + self.used]
         return words.T.astype(np.int64) + self.base
 
-    def encode(self, x: Array) -> bytes:
-        """Code a chunk, (time, channel), of the type of `plain`; codes if there is a lattice."""
-        self.make_room(len(x))
-        c, start = self.channels, self.used
-        scatter(x, self.base, 0, c.words, c.reals, start)
-        self.used += len(x)
-        return code_channels(c, start, self.used)
+# %% ../../nbs/34b_neural.push.ipynb #2a99b03f
+def encode_into(window: Window, x: Array) -> bytes:
+    """Code a chunk, (time, channel), of the type of `plain`; codes if there is a lattice."""
+    window.make_room(len(x))
+    c, start = window.channels, window.used
+    scatter(x, window.base, 0, c.words, c.reals, start)
+    window.used += len(x)
+    return code_channels(c, start, window.used)
 
-    def decode(self, payload: bytes, n: int, dtype: np.dtype[Any]) -> Array:
-        """Decode a chunk of `n` samples."""
-        self.make_room(n)
-        c, start = self.channels, self.used
-        self.used += n
-        if c.plan.flags & QUICK:
-            decode_quickly(c, payload, start, self.used)
-        else:
-            code_slowly(c, Coder(payload), start, self.used)
-        out, info = np.zeros((n, self.base.size), np.int64), np.iinfo(dtype)
-        gather(c.words, start, self.base, 0, np.zeros((0, 0), np.int64), out)
-        if self.lattice is not None:
-            return from_codes(np.clip(out, 0, self.lattice.levels - 1).astype(np.uint32), self.lattice).astype(dtype)
-        return np.clip(out, info.min, info.max).astype(dtype)
+
+def decode_into(window: Window, payload: bytes, n: int, dtype: np.dtype[Any]) -> Array:
+    """Decode a chunk of `n` samples."""
+    window.make_room(n)
+    c, start = window.channels, window.used
+    window.used += n
+    if c.plan.flags & QUICK:
+        decode_quickly(c, payload, start, window.used)
+    else:
+        code_slowly(c, Coder(payload), start, window.used)
+    out, info = np.zeros((n, window.base.size), np.int64), np.iinfo(dtype)
+    gather(c.words, start, window.base, 0, np.zeros((0, 0), np.int64), out)
+    if window.lattice is not None:
+        codes = np.clip(out, 0, window.lattice.levels - 1).astype(np.uint32)
+        return from_codes(codes, window.lattice).astype(dtype)
+    return np.clip(out, info.min, info.max).astype(dtype)
 
 # %% ../../nbs/34b_neural.push.ipynb #b6c51a5e
 TYPES = tuple(np.dtype(t) for t in ("|i1", "|u1", "<i2", "<u2", "<i4", "<u4"))
@@ -239,6 +243,42 @@ def unpack_key(payload: bytes) -> tuple[np.dtype[Any], Window, int]:
     reach = min(max(c.number(), 0), MAX_MAGNITUDE)
     return TYPES[code], Window(plan, reach, code_sides(c, plan.neighbours, width), lattice), at + size
 
+# %% ../../nbs/34b_neural.push.ipynb #fcca4ade
+def _check_stream(channels: int, dtype: np.dtype[Any], max_error: int, plan: Plan, lattice: Lattice | None) -> None:
+    """Refuse a stream that cannot be."""
+    if dtype not in TYPES or not 0 < channels <= WIDEST:
+        raise InputError(f"a stream has 1 to {WIDEST} channels of 8- to 32-bit integers, not {channels} of {dtype}")
+    if plan.ahead or not 0 <= max_error <= MAX_MAGNITUDE // 4:
+        raise InputError(f"a stream cannot look ahead, and has a bound from 0 up, not {plan.ahead} and {max_error}")
+    if lattice is not None and (len(lattice.phase) != channels or np.dtype(lattice.dtype) != dtype):
+        raise InputError(f"a lattice of {len(lattice.phase)} channels of {lattice.dtype} does not fit this stream")
+
+
+def check_chunk(chunk: Array, width: int, dtype: np.dtype[Any]) -> Array:
+    """Give a chunk as (time, channel) in the stream's type; `InputError` if it does not fit."""
+    x, info = np.asarray(chunk), np.iinfo(dtype)
+    x = x[:, None] if x.ndim == 1 else x
+    if x.ndim != 2 or x.shape[1] != width or not 0 < x.size <= MOST or x.dtype.kind not in "iu":
+        raise InputError(f"a chunk of this stream is (time, {width}) integers, this is {x.dtype}{x.shape}")
+    low, high = max(int(info.min), -(1 << 25)), min(int(info.max), 1 << 25)
+    if int(x.min()) < low or int(x.max()) > high:
+        raise InputError(f"samples must lie between {low} and {high}, these go from {x.min()} to {x.max()}")
+    return np.ascontiguousarray(x, dtype)
+
+
+def first_window(
+    x: Array, last: Window | None, dtype: np.dtype[Any], plan: Plan, reach: int, lattice: Lattice | None
+) -> Window:
+    """Make the window of a key frame; `x` is its chunk, of the type of `plain`, and `last` the window before."""
+    info, width = np.iinfo(dtype), x.shape[1]
+    low, high = np.full(width, info.min, np.int64), np.full(width, info.max, np.int64)
+    if lattice is not None:
+        low, high = np.zeros(width, np.int64), lattice.levels - 1
+        reach = max(0, int((reach - 1) / lattice.step.max()))  # rounding may add one
+    known = last is not None and last.lattice == lattice
+    past = last.past() if last is not None and known else np.zeros((0, width), np.int64)
+    return Window(plan, reach, _first_sides(x.astype(np.int64), past, low, high, plan), lattice)
+
 # %% ../../nbs/34b_neural.push.ipynb #f28d9729
 class StreamEncoder:
     """Code a recording chunk by chunk.
@@ -270,92 +310,72 @@ class StreamEncoder:
         lattice: Lattice | None = None,
     ) -> None:
         self.dtype = np.dtype(dtype).newbyteorder("<")
-        if self.dtype not in TYPES or not 0 < channels <= WIDEST:
-            raise InputError(f"a stream has 1 to {WIDEST} channels of 8- to 32-bit integers, not {channels} of {dtype}")
-        if plan.ahead or not 0 <= max_error <= MAX_MAGNITUDE // 4:
-            raise InputError(f"a stream cannot look ahead, and has a bound from 0 up, not {plan.ahead} and {max_error}")
+        _check_stream(channels, self.dtype, max_error, plan, lattice)
         self.width, self.reach, self.plan, self.key_every = channels, int(max_error), plan, key_every
-        if lattice is not None and (len(lattice.phase) != channels or np.dtype(lattice.dtype) != self.dtype):
-            raise InputError(f"a lattice of {len(lattice.phase)} channels of {lattice.dtype} does not fit this stream")
         self.lattice = None if lattice is None else widen(lattice)
         self._window: Window | None = None
         self._check, self._since, self._settled = 0, 0, channels == 1
 
-    def _checked(self, chunk: Array) -> Array:
-        """Give a chunk as (time, channel) in the stream's type."""
-        x = np.asarray(chunk)
-        x = x[:, None] if x.ndim == 1 else x
-        info = np.iinfo(self.dtype)
-        if x.ndim != 2 or x.shape[1] != self.width or not 0 < x.size <= MOST or x.dtype.kind not in "iu":
-            raise InputError(f"a chunk of this stream is (time, {self.width}) integers, this is {x.dtype}{x.shape}")
-        low, high = max(int(info.min), -(1 << 25)), min(int(info.max), 1 << 25)
-        if int(x.min()) < low or int(x.max()) > high:
-            raise InputError(f"samples must lie between {low} and {high}, these go from {x.min()} to {x.max()}")
-        return np.ascontiguousarray(x, self.dtype)
-
-    def _codes(self, x: Array) -> tuple[Array, bool]:
-        """Put a chunk on the lattice, or give the lattice up; returns it and whether that needs a restart."""
-        if self.lattice is not None:
-            try:
-                return plain(to_codes(x, self.lattice)), False
-            except InputError:
-                self.lattice = None
-                return plain(x), True
-        return plain(x), False
-
     def push(self, chunk: Array, *, restart: bool = False) -> bytes:
-        """Code the next samples.
+        """Code the next samples, (time, channel) or (time,), at least one, as one frame; with `restart`, a key frame.
 
-        Parameters
-        ----------
-        chunk : integer array, shape (time, channel) or (time,)
-            One sample or more of each channel.
-        restart : bool
-            Make this a key frame, for a decoder that joins or has lost a frame.
-
-        Returns
-        -------
-        bytes
-            One frame, for `StreamDecoder.push`.
-
-        Raises
-        ------
-        InputError
-            If the chunk does not fit; the stream goes on as if it had not been pushed.
+        Raises `InputError` if the chunk does not fit; the stream then goes on as if it had not been pushed.
         """
-        x, off = self._codes(self._checked(chunk))
-        window = self._window
+        x = check_chunk(chunk, self.width, self.dtype)
+        try:
+            x = plain(x if self.lattice is None else to_codes(x, self.lattice))
+        except InputError:
+            x, self.lattice, restart = plain(x), None, True
         unsettled = not self._settled and self._since >= ROOM // 2
-        if window is None or off or restart or unsettled or 0 < self.key_every <= self._since:
-            window, head, kind = *self._restart(x), KEY
-        else:
-            head, kind = b"", CHUNK
-        frame, self._check = pack_frame(kind, len(x), head + window.encode(x), self._check)
-        self._since = len(x) + (self._since if kind == CHUNK else 0)
+        head, kind, window = b"", CHUNK, self._window
+        if window is None or restart or unsettled or 0 < self.key_every <= self._since:
+            self._settled = self._settled or len(x) + (window.used if window else 0) >= FEWEST
+            window = first_window(x, window, self.dtype, self.plan, self.reach, self.lattice)
+            head, kind, self._window, self._since = pack_key(self.dtype, window), KEY, window, 0
+        frame, self._check = pack_frame(kind, len(x), head + encode_into(window, x), self._check)
+        self._since += len(x)
         return frame
 
-    def _restart(self, x: Array) -> tuple[Window, bytes]:
-        """Make a new window, and say what a decoder must know."""
-        info, reach, past = np.iinfo(self.dtype), self.reach, np.zeros((0, self.width), np.int64)
-        low, high = np.full(self.width, info.min, np.int64), np.full(self.width, info.max, np.int64)
-        if self.lattice is not None:
-            low, high = np.zeros(self.width, np.int64), self.lattice.levels - 1
-            reach = max(0, int((reach - 1) / self.lattice.step.max()))  # rounding may add one
-        if self._window is not None and self._window.lattice == self.lattice:
-            past = self._window.past()
-        sides = _first_sides(x.astype(np.int64), past, low, high, self.plan)
-        self._settled = self._settled or len(past) + len(x) >= FEWEST
-        self._window = Window(self.plan, reach, sides, self.lattice)
-        return self._window, pack_key(self.dtype, self._window)
-
 # %% ../../nbs/34b_neural.push.ipynb #2bd74125
+def open_frame(frame: bytes, before: int, joined: bool) -> tuple[int, bytes, int]:
+    """Check a frame.
+
+    Parameters
+    ----------
+    frame : bytes
+    before : int
+        Checksum of the frame before.
+    joined : bool
+        Whether that frame was decoded; if not, only a key frame will do.
+
+    Returns
+    -------
+    samples : int
+    payload : bytes
+    check : int
+        The frame's checksum.
+
+    Raises
+    ------
+    StreamError
+        If it is damaged, or does not follow.
+    """
+    samples, start, stop = _bounds(frame, 0)
+    if stop != len(frame):
+        raise StreamError(f"a frame of {stop} bytes has {len(frame)}: wait for a restart")
+    if frame[0] == CHUNK and not joined:
+        raise StreamError("this frame goes on from one that is missing or damaged: wait for a restart")
+    check = zlib.crc32(frame[: start - 4] + frame[start:], 0 if frame[0] == KEY else before)
+    if struct.pack("<I", check) != frame[start - 4 : start]:
+        raise StreamError("a frame is damaged, or one before it is missing: wait for a restart")
+    return samples, frame[start:], check
+
+# %% ../../nbs/34b_neural.push.ipynb #739650bd
 class StreamDecoder:
     """Decode the frames of a `StreamEncoder`, one after the other.
 
     Attributes
     ----------
-    lost : bool
-        Whether only a key frame can be decoded: at the start, and after a frame that was missing or damaged.
     dtype : dtype or None
         Type of the samples, known from the first key frame on.
     """
@@ -367,25 +387,13 @@ class StreamDecoder:
 
     @property
     def lost(self) -> bool:
-        """Whether only a key frame can be decoded."""
+        """Whether only a key frame can be decoded: at the start, and after a frame that was missing or damaged."""
         return self._window is None
 
     def push(self, frame: bytes) -> Array:
-        """Decode the next frame.
+        """Decode the next frame to integers, (time, channel).
 
-        Parameters
-        ----------
-        frame : bytes
-            What `StreamEncoder.push` returned.
-
-        Returns
-        -------
-        integer array, shape (time, channel)
-
-        Raises
-        ------
-        StreamError
-            If the frame is damaged, or one before it is missing. From then on, `lost` is true until a key frame comes.
+        Raises `StreamError` if it is damaged, or one before it is missing. From then on, `lost` is true until a key frame comes.
         """
         try:
             return self._decode(bytes(frame))
@@ -398,19 +406,11 @@ class StreamDecoder:
             raise StreamError(f"this frame is damaged ({type(e).__name__}: {e}): wait for a restart") from e
 
     def _decode(self, frame: bytes) -> Array:
-        samples, start, stop = _bounds(frame, 0)
-        if stop != len(frame):
-            raise StreamError(f"a frame of {stop} bytes has {len(frame)}: wait for a restart")
-        kind, payload = frame[0], frame[start:]
-        if kind == CHUNK and self._window is None:
-            raise StreamError("this frame goes on from one that is missing or damaged: wait for a restart")
-        check = zlib.crc32(frame[: start - 4] + payload, 0 if kind == KEY else self._check)
-        if struct.pack("<I", check) != frame[start - 4 : start]:
-            raise StreamError("a frame is damaged, or one before it is missing: wait for a restart")
-        at, self._check = 0, check
-        if kind == KEY:
-            self.dtype, self._window, at = unpack_key(payload)
-        assert self._window is not None and self.dtype is not None
-        if not 0 < samples * self._window.base.size <= MOST:
+        samples, payload, self._check = open_frame(frame, self._check, not self.lost)
+        dtype, window, at = self.dtype, self._window, 0
+        if window is None or dtype is None or frame[0] == KEY:
+            dtype, window, at = unpack_key(payload)
+        if not 0 < samples * window.base.size <= MOST:
             raise StreamError(f"a chunk of {samples} samples does not exist")
-        return self._window.decode(payload[at:], samples, self.dtype)
+        self.dtype, self._window = dtype, window
+        return decode_into(window, payload[at:], samples, dtype)
