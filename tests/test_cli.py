@@ -100,7 +100,7 @@ def test_a_closed_pipe_is_no_error() -> None:
     [
         ("", "one of {bench,data,encode,decode,info"),
         ("bnch", "'bnch'"),
-        ("bench", "one of {list,run,report,site,readme}"),
+        ("bench", "one of {list,run,redraw,report,site"),
         ("bench run", "required: name; see --help"),
         ("bench run nothing", "no benchmark is called 'nothing'; did you mean"),
         ("bench run nothin --profile huge", "--profile"),
