@@ -961,7 +961,8 @@ def _roundings(x: Array, bound: float) -> Iterator[_Rounding]:
         return
     reach = min(int(bound), MAX_MAGNITUDE // 4)
     lattice, step = find_lattice(x) if reach else None, 1.0
-    if lattice is not None and (lattice.table[0] != lattice.table[1]).any():
+    narrow = lattice is not None and lattice.levels.max() < MAX_MAGNITUDE // 2
+    if lattice is not None and narrow and (lattice.table[0] != lattice.table[1]).any():
         step = float(lattice.step.max())
         for r in (int(bound / step), int(bound / step) - 1):
             if r > 0 and (2 * r + 1) * step >= 2 * reach + 1:
