@@ -221,6 +221,8 @@ class TrainConfig:
     """Submodules, by name or pattern such as ``layers.*``, whose activations are computed again in the backward pass instead of kept (gradient checkpointing)."""
     deterministic: bool = True
     """Only operations that give the same bits each time; torch names the operation that cannot."""
+    threads: int = 0
+    """CPU threads of torch; 0: as many as it has now. A sum's last bits depend on how many share it, so a run on the CPU resumes only with as many."""
     find_unused: bool = False
     """Several processes: set it if some parameters have no gradient in some steps."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -236,8 +238,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        if self.steps < 1 or self.seed < 0 or not 0 <= self.ema < 1 or not self.folder:
-            raise InputError("give a folder, at least one step, a seed that is not negative, and ema in [0, 1)")
+        if self.steps < 1 or min(self.seed, self.threads) < 0 or not 0 <= self.ema < 1 or not self.folder:
+            raise InputError("give a folder, at least one step, no negative seed or threads, and ema in [0, 1)")
         if self.schedule.kind == "plateau" and not self.validation.every:
             raise InputError("schedule: plateau needs validations; set validation.every")
 
@@ -411,9 +413,10 @@ class _Interrupt(AbstractContextManager["_Interrupt"]):
 
 # %% ../nbs/11_training.ipynb #0b0009d2
 @contextmanager
-def _determinism(on: bool) -> Iterator[None]:
-    """Allow only operations that give the same bits each time, within the block."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+def _determinism(on: bool, threads: int = 0) -> Iterator[None]:
+    """Allow only operations that give the same bits each time, on so many threads, within the block."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark, torch.get_num_threads()
+    torch.set_num_threads(threads or before[2])
     if on:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -423,6 +426,7 @@ def _determinism(on: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0])
         torch.backends.cudnn.benchmark = before[1]
+        torch.set_num_threads(before[2])
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
@@ -646,6 +650,7 @@ class _Run:
             del held[name]
         if self.config.schedule.kind != "cosine":
             del held["steps"]
+        held["threads"] = (held["threads"] or torch.get_num_threads()) if self.accelerator.device.type == "cpu" else 0
         return dict(json.loads(json.dumps(held | {"about": self.about, "processes": self.shard.world})))
 
     def weights(self) -> dict[str, Tensor]:
@@ -809,7 +814,7 @@ class Trainer(_Validating):
         self.log.start(c, self.about, self.progress.step)
         hidden = not (c.log.progress and self.accelerator.is_main_process)
         bar = tqdm(total=c.steps, initial=self.progress.step, disable=hidden, unit="step")
-        with closing(self.log), closing(bar), _Interrupt() as interrupt, _determinism(c.deterministic):
+        with closing(self.log), closing(bar), _Interrupt() as interrupt, _determinism(c.deterministic, c.threads):
             self.module.train()
             batches = self.task.batches(self.progress.step * c.optimizer.accumulate, self.shard)
             while self.progress.step < c.steps and not self.exhausted():

@@ -69,11 +69,15 @@ def test_a_device_that_is_not_there(name: str) -> None:
 
 
 def test_single_thread_is_undone_even_after_an_error() -> None:
-    torch.set_num_threads(2)
-    with pytest.raises(RuntimeError), core.single_thread():
-        assert torch.get_num_threads() == 1
-        raise RuntimeError
-    assert torch.get_num_threads() == 2
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(RuntimeError), core.single_thread():
+            assert torch.get_num_threads() == 1
+            raise RuntimeError
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_atomic_path_keeps_the_old_file_on_error(tmp_path: Path) -> None:

@@ -123,6 +123,19 @@ def test_validation_logging_and_saving_do_not_change_the_weights(tmp_path: Path)
     assert T.fit(made(), often).sha256 == T.fit(made(), never).sha256
 
 
+def test_the_number_of_threads_is_part_of_a_run(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    one = T.fit(made(), config(tmp_path / "one", threads=1))
+    try:
+        torch.set_num_threads(2)
+        assert T.fit(made(), config(tmp_path / "again", threads=1)).sha256 == one.sha256
+        assert torch.get_num_threads() == 2  # as it was
+        with pytest.raises(InputError, match="threads: 1 there, 2 now"):
+            T.fit(made(), config(tmp_path / "one"))
+    finally:
+        torch.set_num_threads(before)
+
+
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
