@@ -24,7 +24,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -47,11 +47,11 @@ from nbmf_research.core import (
 )
 
 # %% auto #0
-__all__ = ['TASKS', 'Space', 'TrainingError', 'Shard', 'Task', 'OptimizerConfig', 'ScheduleConfig', 'ValidationConfig',
-           'CheckpointConfig', 'LogConfig', 'TrainConfig', 'learning_rate', 'WeightAverage', 'recompute',
-           'make_optimizer', 'optimizer_tensors', 'restore_optimizer', 'step_seed', 'to_device', 'Progress', 'Result',
-           'Log', 'read_log', 'Trainer', 'fit', 'register_task', 'find_task', 'RunConfig', 'read_config', 'run_config',
-           'train', 'Range', 'Choice', 'sweep']
+__all__ = ['TASKS', 'Space', 'TrainingError', 'Shard', 'Task', 'Releasing', 'OptimizerConfig', 'ScheduleConfig',
+           'ValidationConfig', 'CheckpointConfig', 'LogConfig', 'TrainConfig', 'learning_rate', 'WeightAverage',
+           'recompute', 'make_optimizer', 'optimizer_tensors', 'restore_optimizer', 'step_seed', 'to_device',
+           'Progress', 'Result', 'Log', 'read_log', 'Trainer', 'fit', 'register_task', 'find_task', 'RunConfig',
+           'read_config', 'run_config', 'train', 'Range', 'Choice', 'sweep']
 
 # %% ../nbs/11_training.ipynb #c19c3ec2
 class TrainingError(NbmfError):
@@ -97,6 +97,15 @@ class Task(Protocol):
 
     def validate(self, module: nn.Module, shard: Shard) -> dict[str, float]:
         """Return metrics of the module in evaluation mode, over this process's part of the validation data; they are averaged over processes."""
+        ...
+
+
+@runtime_checkable
+class Releasing(Protocol):
+    """A task that makes something of its trained weights; `run_config` asks it to after the last step."""
+
+    def release(self, folder: Path) -> None:
+        """Use the run's folder: ``best.safetensors`` if there were validations with a metric, ``last.safetensors``."""
         ...
 
 # %% ../nbs/11_training.ipynb #ec588abf
@@ -964,7 +973,7 @@ def read_config(config: str | os.PathLike[str], overrides: Mapping[str, str] | N
                 raise InputError(f"{config}: {part!r} in {key!r} holds a value, not settings")
         place[last] = value
     if not isinstance(values.get("task"), str):
-        raise InputError(f"{config}: name the task, such as: task: neural.autoencoder")
+        raise InputError(f"{config}: name the task, such as: task: neural.learned")
     return _parse(values, str(config))
 
 # %% ../nbs/11_training.ipynb #cf85228d
@@ -1011,7 +1020,10 @@ def run_config(config: RunConfig) -> Result:
     if trainer.accelerator.is_main_process:
         with atomic_path(Path(config.train.folder) / "config.yaml") as part:
             part.write_text(yaml.safe_dump(config.values, sort_keys=False))
-    return trainer.run()
+    result = trainer.run()
+    if isinstance(task, Releasing) and trainer.accelerator.is_main_process:
+        task.release(Path(config.train.folder))
+    return result
 
 
 def train(config: str, overrides: Mapping[str, str] | None = None) -> Path:

@@ -5,7 +5,6 @@
 # %% ../../nbs/37c_neural.adaptive.ipynb #7da71c25
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterator
 from functools import cache
@@ -18,7 +17,7 @@ import numpy as np
 from ..coding.rangecoder import Bytes, decoder, encoder, finish
 from ..coding.tables import pack_ints, unpack_ints
 from ..core import InputError, StreamError, njit
-from .codec import Codec, Samples, register_codec
+from .codec import Samples, register_codec
 from nbmf_research.neural.contexts import (
     LAMBDA,
     Floats,
@@ -36,12 +35,14 @@ from nbmf_research.neural.contexts import (
     walk,
 )
 from .entropy import load_parts
+from .transform import SteppedCodec, sound_step
+from .weights import find_weights, weights_of
 
 # %% auto #0
-__all__ = ['DCT', 'MDCT', 'WEIGHT_PARTS', 'FORGET', 'LEAN', 'WEIGHTS', 'VERSION', 'PART_SAMPLES', 'MAX_GROUP', 'OFFSET_PARTS',
-           'time_matrix', 'analyse', 'synthesise', 'Graph', 'graph_covariance', 'fit_graph', 'diagonalise', 'Tracker',
-           'band_edges', 'follow', 'rotate', 'rotate_back', 'begin', 'encode_blocks', 'decode_blocks', 'Model',
-           'model_of', 'adaptive_card', 'released_model', 'parts', 'choose_transform', 'band_gains', 'AdaptiveCodec']
+__all__ = ['DCT', 'MDCT', 'WEIGHT_PARTS', 'FORGET', 'LEAN', 'VERSION', 'PART_SAMPLES', 'MAX_GROUP', 'OFFSET_PARTS', 'time_matrix',
+           'analyse', 'synthesise', 'Graph', 'graph_covariance', 'fit_graph', 'diagonalise', 'Tracker', 'band_edges',
+           'follow', 'rotate', 'rotate_back', 'begin', 'encode_blocks', 'decode_blocks', 'Model', 'model_of',
+           'load_context_model', 'released_model', 'parts', 'choose_transform', 'band_gains', 'AdaptiveCodec']
 
 # %% ../../nbs/37c_neural.adaptive.ipynb #7658ff7e
 DCT, MDCT = 0, 1
@@ -479,9 +480,6 @@ def decode_blocks(t: Tracker, s: Memory, net: Net, tables: Tables, w: Scratch, b
         follow(t, s, c[b])
 
 # %% ../../nbs/37c_neural.adaptive.ipynb #3c96bac2
-WEIGHTS = Path(__file__).parents[1] / "weights" if "__file__" in globals() else Path("../nbmf_research/weights")
-
-
 class Model(NamedTuple):
     """Network and tables of the contexts."""
 
@@ -498,22 +496,21 @@ def model_of(arrays: dict[str, Any]) -> Model:
         raise StreamError(f"these arrays are no context model: {e}") from e
 
 
-def adaptive_card() -> dict[str, Any]:
-    """Model card of the released weights: data, split, figures, limits, sha256."""
-    found: dict[str, Any] = json.loads((WEIGHTS / "adaptive.json").read_text())
-    return found
-
-
 @cache
+def load_context_model(path: Path, sha256: str) -> Model:
+    """Load a model's weights, checked against their digest."""
+    return model_of(load_parts(path, sha256=sha256)[1])
+
+
 def released_model() -> Model:
-    """Load the released weights, checked against their card."""
-    _, arrays = load_parts(WEIGHTS / "adaptive.safetensors", sha256=adaptive_card()["sha256"])
-    return model_of(arrays)
+    """Load the weights that new streams are made with."""
+    found = find_weights("adaptive")
+    return load_context_model(found.path, found.sha256)
 
 # %% ../../nbs/37c_neural.adaptive.ipynb #aa7af029
-_HEAD = struct.Struct("<Bd")  # version, step
+_HEAD = struct.Struct("<B4sd")  # version, model id, step
 _PART = struct.Struct("<BI")  # 16 x kind + log2 of the hop, bytes of the coefficients
-VERSION = 1
+VERSION = 2
 PART_SAMPLES = 2**22
 MAX_GROUP = 96
 OFFSET_PARTS = 8  # means are stored in eighths of a step
@@ -558,7 +555,7 @@ def band_gains(c: Floats) -> Ints:
 
 # %% ../../nbs/37c_neural.adaptive.ipynb #a6fa7980
 @register_codec("adaptive")
-class AdaptiveCodec(Codec):
+class AdaptiveCodec(SteppedCodec):
     """Adaptive transform codec with learned contexts: the strongest lossy codec of the package on EEG, iEEG and LFP.
 
     Parameters
@@ -567,21 +564,13 @@ class AdaptiveCodec(Codec):
         Step of the quantiser in the input's units; the error's root-mean-square is about a quarter of it where most coefficients are larger.
     """
 
-    kind = "lossy"
-    knob = "step"
-
-    def __init__(self, step: float = 1.0) -> None:
-        if not 1e-30 < step < 1e30:
-            raise InputError(f"step is {step}; give a positive number in the units of the recording")
-        self.step = float(step)
-
     def encode(self, x: Samples) -> bytes:
         """Code the parts one after the other."""
         offsets = x.mean(0, dtype=np.float64) * OFFSET_PARTS / self.step
         if np.abs(offsets).max() > _LARGEST or np.abs(x.astype(np.float64) / self.step).max() > _LARGEST:
             raise InputError("step is too small for this recording: values are more than 2**28 steps large")
         means = np.rint(offsets).astype(np.int64)
-        out = [_HEAD.pack(VERSION, self.step), pack_ints(means)]
+        out = [_HEAD.pack(VERSION, find_weights("adaptive").model_id, self.step), pack_ints(means)]
         for rows, group in parts((x.shape[0], x.shape[1])):
             out.append(_encode_part(x[rows, group] / self.step - means[group] / OFFSET_PARTS))
         return b"".join(out)
@@ -590,13 +579,15 @@ class AdaptiveCodec(Codec):
         """Decode the parts."""
         if len(payload) < _HEAD.size or payload[0] != VERSION:
             raise StreamError(f"the payload is no {self.name} stream of version {VERSION}")
-        step = _HEAD.unpack_from(payload)[1]
-        if not 1e-30 < step < 1e30:
+        _, model_id, step = _HEAD.unpack_from(payload)
+        if not sound_step(step):
             raise StreamError(f"the head of this {self.name} stream holds a step that does not exist; it is damaged")
+        found = weights_of(model_id)
+        model = load_context_model(found.path, found.sha256)
         means, rest = unpack_ints(payload[_HEAD.size :], shape[1])
         out = np.empty(shape, dtype)
         for rows, group in parts(shape):
-            y, rest = _decode_part(rest, rows.stop - rows.start, group.stop - group.start)
+            y, rest = _decode_part(rest, rows.stop - rows.start, group.stop - group.start, model)
             out[rows, group] = (y + means[group] / OFFSET_PARTS) * step
         if rest:
             raise StreamError(f"{len(rest)} bytes follow the last part; the stream is damaged")
@@ -615,7 +606,7 @@ def _encode_part(x: Floats) -> bytes:
     return head + graph.pack() + pack_ints(np.diff(gains, prepend=0)) + data.tobytes()
 
 
-def _decode_part(stream: bytes, n: int, channels: int) -> tuple[Floats, bytes]:
+def _decode_part(stream: bytes, n: int, channels: int, model: Model) -> tuple[Floats, bytes]:
     """Samples (n, channels) in steps, and what follows the part."""
     if len(stream) < _PART.size:
         raise StreamError("a part of the stream is missing")
@@ -628,7 +619,7 @@ def _decode_part(stream: bytes, n: int, channels: int) -> tuple[Floats, bytes]:
     gains = np.cumsum(steps)
     if len(rest) < length or np.abs(gains).max() > 400:
         raise StreamError("a part of the stream is cut short or damaged")
-    c, model = np.zeros((-(-n // size), size, channels)), released_model()
+    c = np.zeros((-(-n // size), size, channels))
     data = np.frombuffer(rest[:length], np.uint8).copy()  # compiled for arrays that can be written
     decode_blocks(*begin(graph, gains, size), *model, new_scratch(model.net), data, c)
     return synthesise(c, n, kind), rest[length:]

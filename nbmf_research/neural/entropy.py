@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import safetensors.numpy
@@ -236,7 +236,15 @@ def decompress_scaled(stream: bytes, quarters: Ints) -> Ints:
 
 # %% ../../nbs/37_neural.entropy.ipynb #c57c6068
 class EntropyModel(nn.Module, ABC):
-    """Contract of a trainable entropy model of latents (batch, channels, time)."""
+    """Contract of a trainable entropy model of latents (batch, channels, time).
+
+    Attributes
+    ----------
+    encoder : tuple of str
+        Submodules that the encoder alone needs, in floats.
+    """
+
+    encoder: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def forward(self, y: Tensor, rounding: Rounding = "noise") -> dict[str, Tensor]:
@@ -246,9 +254,17 @@ class EntropyModel(nn.Module, ABC):
     def freeze(self) -> FrozenModel:
         """The integer model that codes; for a network, call `eval` before."""
 
+    @abstractmethod
+    def restore(self, nets: Mapping[str, ExactSequential], arrays: Mapping[str, NDArray[Any]]) -> FrozenModel:
+        """The integer model of saved `FrozenModel.parts`, with this model's encoder; `KeyError` if one is missing."""
+
 
 class FrozenModel(ABC):
     """Contract of a frozen entropy model: integers in, bytes out, and back, the same on every machine."""
+
+    @abstractmethod
+    def parts(self) -> tuple[dict[str, ExactSequential], dict[str, NDArray[Any]]]:
+        """Exact networks and integer arrays, by name, that a decoder needs."""
 
     @abstractmethod
     def compress(self, q: ArrayLike) -> bytes:
@@ -273,6 +289,8 @@ class Hyperprior(EntropyModel):
     stride : int
         Latent frames that one frame of z summarises.
     """
+
+    encoder = ("h_a",)
 
     def __init__(self, channels: int, hidden: int = 32, summary: int = 4, stride: int = 8) -> None:
         super().__init__()
@@ -310,6 +328,11 @@ class Hyperprior(EntropyModel):
         with torch.no_grad():
             return FrozenHyperprior(self.prior.freeze(127), export(self.h_s.eval()), self.stride, self.summarise)
 
+    def restore(self, nets: Mapping[str, ExactSequential], arrays: Mapping[str, NDArray[Any]]) -> FrozenHyperprior:
+        """See `EntropyModel`."""
+        prior = IntegerPrior(arrays["cdf"].astype(np.int64))
+        return FrozenHyperprior(prior, nets["h_s"], self.stride, self.summarise)
+
 # %% ../../nbs/37_neural.entropy.ipynb #493512ee
 class FrozenHyperprior(FrozenModel):
     """A hyperprior's integer side.
@@ -328,6 +351,10 @@ class FrozenHyperprior(FrozenModel):
 
     def __init__(self, prior: IntegerPrior, h_s: ExactSequential, stride: int, summarise: Any) -> None:
         self.prior, self.h_s, self.stride, self.summarise = prior, h_s, stride, summarise
+
+    def parts(self) -> tuple[dict[str, ExactSequential], dict[str, NDArray[Any]]]:
+        """See `FrozenModel`."""
+        return {"h_s": self.h_s}, {"cdf": self.prior.cdf.astype(np.int32)}
 
     def expected(self, z: Ints, steps: int) -> Ints:
         """Expected magnitudes (batch, channels, steps) in quarter octaves, from the summary."""

@@ -36,8 +36,8 @@ __all__ = ['Floats', 'WAVELET', 'FINENESS', 'MIN_SHIFT', 'MAX_SHIFT', 'PHASES', 
            'VERSION', 'CHUNK_SAMPLES', 'EXCERPT_SAMPLES', 'EXCERPT_ROWS', 'OFFSET_PARTS', 'MAX_PARAMETER', 'Bands',
            'dct_rows', 'dct_forward', 'dct_inverse', 'wavelet_rows', 'wavelet_forward', 'wavelet_inverse', 'Basis',
            'klt', 'round_basis', 'phases', 'contexts', 'reconstruction', 'magnitude_cost', 'quantise', 'dequantise',
-           'code_bands', 'decode_bands', 'Trial', 'Transform', 'TransformCodec', 'DCT', 'KLTDCT', 'Wavelet',
-           'KLTWavelet', 'rate_distortion_bound']
+           'code_bands', 'decode_bands', 'Trial', 'sound_step', 'SteppedCodec', 'Transform', 'TransformCodec', 'DCT',
+           'KLTDCT', 'Wavelet', 'KLTWavelet', 'rate_distortion_bound']
 
 # %% ../../nbs/29_neural.transform.ipynb #665c8a67
 Floats = NDArray[np.float64]
@@ -616,7 +616,35 @@ def _row_bits(shifts: Ints, channels: int) -> Floats:
     return np.asarray(channels * np.maximum(shifts - np.log2(channels) / 2 + 1.5, 1.0))
 
 # %% ../../nbs/29_neural.transform.ipynb #c11982a5
-class Transform(Codec):
+def sound_step(step: float) -> bool:
+    """Whether a step is a number that a quantiser can work with."""
+    return 1e-30 < step < 1e30
+
+
+class SteppedCodec(Codec):
+    """A lossy codec whose knob is the step of its quantiser.
+
+    Parameters
+    ----------
+    step : float
+        In the units of the recording.
+
+    Raises
+    ------
+    InputError
+        If it is not a positive number.
+    """
+
+    kind = "lossy"
+    knob = "step"
+
+    def __init__(self, step: float = 1.0) -> None:
+        if not sound_step(step):
+            raise InputError(f"step is {step}; give a positive number in the units of the recording")
+        self.step = float(step)
+
+# %% ../../nbs/29_neural.transform.ipynb #92cbcf8a
+class Transform(SteppedCodec):
     """What a transform codec is made of: a transform over time, the weights of its contexts, a step.
 
     Parameters
@@ -626,15 +654,8 @@ class Transform(Codec):
         third of it; far fewer bits than one a sample come from steps above the signal's standard deviation.
     """
 
-    kind = "lossy"
-    knob = "step"
     spatial = False
     weights = DCT_WEIGHTS
-
-    def __init__(self, step: float = 1.0) -> None:
-        if not 1e-30 < step < 1e30:
-            raise InputError(f"step is {step}; give a positive number in the units of the recording")
-        self.step = float(step)
 
     @abstractmethod
     def candidates(self, n: int) -> list[int]:
@@ -722,7 +743,7 @@ class TransformCodec(Transform):
             raise StreamError(f"the payload is no {self.name} stream of version {VERSION}")
         _, step, parameter, is_spatial, kept = _HEAD.unpack_from(payload)
         if not (
-            1e-30 < step < 1e30 and parameter <= MAX_PARAMETER and kept <= shape[1] and (is_spatial or kept == shape[1])
+            sound_step(step) and parameter <= MAX_PARAMETER and kept <= shape[1] and (is_spatial or kept == shape[1])
         ):
             raise StreamError(f"the head of this {self.name} stream holds values that do not exist; it is damaged")
         offsets, rest = unpack_ints(payload[_HEAD.size :], shape[1])

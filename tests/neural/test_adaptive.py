@@ -13,6 +13,7 @@ from nbmf_research.metrics import snr_db
 from nbmf_research.neural import adaptive as ad
 from nbmf_research.neural.codec import create_codec
 from nbmf_research.neural.contexts import LAMBDA, new_scratch
+from nbmf_research.neural.weights import find_weights
 
 RNG = np.random.default_rng(0)
 
@@ -141,6 +142,16 @@ def test_damage_is_found() -> None:
             codec.decode(payload[:size], (500, 4), np.dtype("<f4"))
 
 
+def test_a_stream_names_its_weights() -> None:
+    x = mixture(300, 2).astype(np.float32)
+    codec = ad.AdaptiveCodec(step=0.5)
+    payload = codec.encode(x)
+    assert payload[1:5] == find_weights("adaptive").model_id
+    other = payload[:1] + b"none" + payload[5:]
+    with pytest.raises(StreamError, match="needs the weights 6e6f6e65"):
+        codec.decode(other, x.shape, x.dtype)
+
+
 @pytest.mark.parametrize("step", [0.0, -1.0, np.nan, 1e40])
 def test_steps_that_make_no_sense(step: float) -> None:
     with pytest.raises(InputError):
@@ -150,7 +161,7 @@ def test_steps_that_make_no_sense(step: float) -> None:
 
 
 def test_card_and_model_agree() -> None:
-    card = ad.adaptive_card()
+    card = find_weights("adaptive").card
     assert {"sha256", "training", "limits", "figures"} <= set(card)
     with pytest.raises(StreamError, match="context model"):
         ad.model_of({})
