@@ -14,12 +14,13 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -616,13 +617,48 @@ def _progress_state(path: Path) -> tuple[str, int, int]:
     return str(label), int(n), int(total)
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Turn Ctrl-C into interrupts of the kernel: raised within the event loop that talks to it, it can leave both waiting for ever."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked, done = threading.Event(), threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: asked.set())
+    watcher = threading.Thread(target=_stop_kernels, args=(asked, done), daemon=True)
+    watcher.start()
+    try:
+        yield
+    except Exception as e:
+        if asked.is_set():
+            raise KeyboardInterrupt from e
+        raise
+    finally:
+        done.set()
+        watcher.join()
+        signal.signal(signal.SIGINT, before)
+
+
+def _stop_kernels(asked: threading.Event, done: threading.Event) -> None:
+    """Once asked, interrupt the kernels of this process, and kill those that are still there after ten seconds."""
+    psutil, tries = require("psutil", extra="bench"), 0
+    while not done.wait(0.5):
+        if not asked.is_set():
+            continue
+        tries += 1
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):
+                if "ipykernel_launcher" in child.cmdline():
+                    child.send_signal(signal.SIGINT if tries < 20 else signal.SIGKILL)
+
+
 def _execute(job: _Job) -> None:
     """Run the notebook through papermill; raise one clear line if it fails."""
     papermill = require("papermill", extra="bench")
     changed = {k: v for k, v in job.parameters.items() if v != job.benchmark.parameters[k] or k in ("profile", "out")}
     kernel = {"kernel_name": "python3", "language": "python", "extra_arguments": ["--IPKernelApp.log_level=50"]}
     try:
-        with _environment(job.environment), _progress_bar(job):
+        with _interruptible(), _environment(job.environment), _progress_bar(job):
             papermill.execute_notebook(
                 str(job.benchmark.path), str(job.notebook), changed, cwd=str(job.root), progress_bar=False, **kernel
             )
