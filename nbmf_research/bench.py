@@ -616,7 +616,7 @@ def _progress_state(path: Path) -> tuple[str, int, int]:
         return "", 0, 1
     return str(label), int(n), int(total)
 
-
+# %% ../nbs/64_bench.ipynb #54129c14
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """Turn Ctrl-C into interrupts of the kernel: raised within the event loop that talks to it, it can leave both waiting for ever."""
@@ -651,7 +651,7 @@ def _stop_kernels(asked: threading.Event, done: threading.Event) -> None:
                 if "ipykernel_launcher" in child.cmdline():
                     child.send_signal(signal.SIGINT if tries < 20 else signal.SIGKILL)
 
-
+# %% ../nbs/64_bench.ipynb #41859c10
 def _execute(job: _Job) -> None:
     """Run the notebook through papermill; raise one clear line if it fails."""
     papermill = require("papermill", extra="bench")

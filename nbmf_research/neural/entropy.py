@@ -317,11 +317,15 @@ class Hyperprior(EntropyModel):
 
     def forward(self, y: Tensor, rounding: Rounding = "noise") -> dict[str, Tensor]:
         """See `EntropyModel`; z is rounded straight-through, because h_s takes integers."""
+        log2_mean, side = self.expect(y, rounding)
+        y_hat = quantise(y, rounding)
+        return {"y_hat": y_hat, "bits": side + conditional_bits(y_hat, log2_mean).sum((1, 2))}
+
+    def expect(self, y: Tensor, rounding: Rounding = "noise") -> tuple[Tensor, Tensor]:
+        """Logarithm (base 2) of the expected magnitude of each latent, and the bits of the summary of each batch entry."""
         z = self.summarise(y)
         log2_mean = self.h_s(quantise(z, "straight"))[..., : y.shape[-1]]
-        y_hat = quantise(y, rounding)
-        bits = self.prior.bits(quantise(z, rounding)).sum((1, 2)) + conditional_bits(y_hat, log2_mean).sum((1, 2))
-        return {"y_hat": y_hat, "bits": bits}
+        return log2_mean, self.prior.bits(quantise(z, rounding)).sum((1, 2))
 
     def freeze(self) -> FrozenHyperprior:
         """See `EntropyModel`. The summary's own encoder stays in floats and comes along."""

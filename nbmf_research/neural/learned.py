@@ -106,6 +106,8 @@ class LearnedModel(nn.Module, ABC):
     ----------
     Config : type
         Of `config`.
+    encoder : tuple of str
+        Parts that only the encoder needs, in floats.
     g_a_bend : nn.Module
         Latents of the linear branch, clipped, to what is added to them; (batch, latents, frames). Only the encoder needs it.
     g_s_bend : TwinSequential
@@ -115,6 +117,7 @@ class LearnedModel(nn.Module, ABC):
     """
 
     Config: ClassVar[type[ModelConfig]] = ModelConfig
+    encoder: ClassVar[tuple[str, ...]] = ("g_a", "g_a_bend")
     g_a_bend: nn.Module
     g_s_bend: TwinSequential
     entropy: EntropyModel
@@ -317,7 +320,8 @@ class ExactModel:
 def save_model(exact: ExactModel, path: str | Path) -> str:
     """Write a frozen model as one safetensors file; returns its SHA-256."""
     name = next(n for n in MODELS if MODELS[n] is type(exact.model))
-    encoder = ("g_a.", "g_a_bend.", *(f"entropy.{part}." for part in exact.model.entropy.encoder))
+    parts = (*exact.model.encoder, *(f"entropy.{part}" for part in exact.model.entropy.encoder))
+    encoder = tuple(f"{part}." for part in parts)
     floats = {k: v.detach().numpy() for k, v in exact.model.state_dict().items() if k.startswith(encoder)}
     nets, arrays = exact.entropy.parts()
     about = json.dumps({"model": name, "config": asdict(exact.config)}).encode()
