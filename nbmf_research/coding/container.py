@@ -34,9 +34,10 @@ from ..core import InputError, MissingDependencyError, NbmfError, Registry, Stre
 # %% auto #0
 __all__ = ['Array', 'DTYPES', 'Position', 'MAGIC', 'VERSION', 'FEATURES', 'MAX_CHANNELS', 'MAX_HEADER', 'DICTIONARY',
            'BLOCK_CODECS', 'ENTRY_POINTS', 'MARK', 'END', 'MAX_HEAD', 'MAX_SAMPLES', 'Row', 'StreamSource', 'LIMIT',
-           'Certify', 'Channels', 'crc32c', 'channel_names', 'Metadata', 'from_recording', 'Certificate', 'measure',
-           'BlockCodec', 'register_block_codec', 'create_block_codec', 'RawBlock', 'ZlibBlock', 'Block', 'Writer',
-           'create_stream', 'append_stream', 'pack_stream', 'Loss', 'Report', 'Stream', 'open_stream']
+           'Certify', 'Channels', 'crc32c', 'varint', 'channel_names', 'Metadata', 'from_recording', 'Certificate',
+           'measure', 'BlockCodec', 'register_block_codec', 'create_block_codec', 'RawBlock', 'ZlibBlock', 'Block',
+           'Writer', 'create_stream', 'append_stream', 'pack_stream', 'Loss', 'Report', 'channel_numbers', 'Stream',
+           'open_stream']
 
 # %% ../../nbs/08_coding.container.ipynb #211e199c
 Array: TypeAlias = NDArray[Any]
@@ -88,7 +89,8 @@ def crc32c(data: bytes | bytearray | memoryview, value: int = 0) -> int:
     return int(_crc(np.frombuffer(data, np.uint8), np.uint64(value ^ mask))) ^ mask
 
 # %% ../../nbs/08_coding.container.ipynb #7d5c9943
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """Write a number from 0 up in seven bits a byte, the lowest first; the top bit says that another byte follows."""
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)
@@ -121,6 +123,7 @@ class _Fields:
         self._view = np.frombuffer(data, np.uint8)
 
     def varints(self, n: int) -> NDArray[np.int64]:
+        """Read `n` numbers that `varint` wrote."""
         if n > len(self.data) - self.at:
             raise StreamError(f"the {self.what} claims {n} numbers in {len(self.data) - self.at} bytes")
         out = np.empty(n, np.int64)
@@ -130,18 +133,22 @@ class _Fields:
         return out
 
     def varint(self) -> int:
+        """Read one number."""
         return int(self.varints(1)[0])
 
     def take(self, n: int) -> bytes:
+        """Read `n` bytes."""
         if n > len(self.data) - self.at:
             raise StreamError(f"the {self.what} ends inside a field")
         self.at += n
         return self.data[self.at - n : self.at]
 
     def unpack(self, form: str) -> Any:
+        """Read one value of this `struct` form."""
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
     def finish(self) -> None:
+        """Check that nothing is left."""
         if self.at != len(self.data):
             raise StreamError(f"the {self.what} has {len(self.data) - self.at} bytes too many")
 
@@ -621,7 +628,7 @@ _FRAME = 2 + 8 + 1 + MAX_HEAD + 2  # no frame before a body is longer
 
 
 def _chunk(tag: bytes, head: bytes, body: bytes, seed: int) -> bytes:
-    frame = bytes([MARK]) + tag + _varint(len(body)) + bytes([len(head)]) + head
+    frame = bytes([MARK]) + tag + varint(len(body)) + bytes([len(head)]) + head
     check = crc32c(frame, seed)
     return b"".join((frame, struct.pack("<H", check & 0xFFFF), body, struct.pack("<I", crc32c(body, check))))
 
@@ -688,7 +695,7 @@ class Block:
         """Return the head's bytes."""
         has = (self.samples_crc is not None, self.certificate is not None, self.gap != 0)
         flags = sum(flag for flag, on in zip((_SAMPLES, _CERTIFIED, _GAP), has) if on)
-        parts = [_varint(v) for v in (flags, self.start, self.n, self.group, self.codec)]
+        parts = [varint(v) for v in (flags, self.start, self.n, self.group, self.codec)]
         parts += [struct.pack("<I", self.samples_crc)] if self.samples_crc is not None else []
         parts += [self.certificate.pack()] if self.certificate else []
         parts += [struct.pack("<d", self.gap)] if self.gap else []
@@ -767,9 +774,9 @@ def _pack_index(table: _Table, begin: int) -> bytes:
     skip = table.offset - np.r_[begin, table.offset + table.size][: len(table.offset)]
     columns = {"skip": skip.tolist(), "size": table.size.tolist(), "lead": lead}
     columns |= {k: getattr(table, k).tolist() for k in ("n", "group", "codec")}
-    parts = [_varint(len(lead))] + [_varint(v) for k in _COLUMNS for v in columns[k]]
-    parts += [table.crc.astype("<u4").tobytes(), _varint(len(table.gaps))]
-    parts += [_varint(at) + struct.pack("<d", seconds) for at, seconds in table.gaps]
+    parts = [varint(len(lead))] + [varint(v) for k in _COLUMNS for v in columns[k]]
+    parts += [table.crc.astype("<u4").tobytes(), varint(len(table.gaps))]
+    parts += [varint(at) + struct.pack("<d", seconds) for at, seconds in table.gaps]
     return b"".join(parts)
 
 
@@ -1049,7 +1056,7 @@ def _sync(f: BinaryIO) -> None:
 # %% ../../nbs/08_coding.container.ipynb #7bc79216
 def _index_and_trailer(table: _Table, opening: _Opening) -> bytes:
     raw = _pack_index(table, opening.begin)
-    index = _chunk(b"I", _varint(len(raw)), _deflate(raw, b""), opening.seed)
+    index = _chunk(b"I", varint(len(raw)), _deflate(raw, b""), opening.seed)
     length = struct.pack("<I", len(index))
     return index + length + struct.pack("<I", crc32c(length, struct.unpack("<I", index[-4:])[0])) + END
 
@@ -1091,6 +1098,7 @@ class _Log:
         self.file.seek(at)
 
     def write(self, data: bytes) -> None:
+        """Add bytes."""
         self.file.write(data)
         self.at += len(data)
 
@@ -1335,7 +1343,7 @@ def _make_opening(m: Metadata, layout: _Layout, salt: int = 0) -> _Opening:
     body = _deflate(text, DICTIONARY)
     if len(text) > min(MAX_HEADER, 65536 + 64 * len(body)):
         raise InputError(f"{len(text)} bytes of metadata are more than a header holds")
-    chunk = _chunk(b"H", _varint(len(text)) + struct.pack("<I", salt), body, crc32c(_PREAMBLE))
+    chunk = _chunk(b"H", varint(len(text)) + struct.pack("<I", salt), body, crc32c(_PREAMBLE))
     return _Opening(m, layout, chunk, salt, struct.unpack("<I", chunk[-4:])[0])
 
 # %% ../../nbs/08_coding.container.ipynb #0ddc2fc6
@@ -1626,6 +1634,7 @@ class _Blocks:
         return rows
 
     def check_size(self, size: int, stored: int) -> None:
+        """Refuse to make `size` bytes out of `stored` ones where neither the limit nor the usual ratio allows it."""
         if size > max(self.limit, _RATIO * stored):
             raise StreamError(
                 f"{size} bytes are claimed by a stream of {stored}; if it can be trusted, open with limit={size}"
@@ -1662,8 +1671,27 @@ class _Blocks:
 Channels: TypeAlias = Sequence[int] | Sequence[str] | NDArray[np.intp]
 
 
-def _columns(channels: Channels | None, names: tuple[str, ...]) -> NDArray[np.intp]:
-    """Channel numbers, of numbers or names."""
+def channel_numbers(channels: Channels | None, names: Sequence[str], *, once: bool = False) -> NDArray[np.intp]:
+    """Look channels up.
+
+    Parameters
+    ----------
+    channels : sequence of int or str, optional
+        Numbers or names; all if left out.
+    names : sequence of str
+        Of all channels. Of a name that occurs twice, the last channel counts.
+    once : bool
+        Ask for at least one channel, and none twice.
+
+    Returns
+    -------
+    int array, in the order asked for
+
+    Raises
+    ------
+    InputError
+        If one of them is not among the names, or a number not among theirs.
+    """
     if channels is None:
         return np.arange(len(names))
     asked = list(channels)
@@ -1673,9 +1701,11 @@ def _columns(channels: Channels | None, names: tuple[str, ...]) -> NDArray[np.in
     numbers = np.array(asked, np.intp).reshape(-1)
     if ((numbers < 0) | (numbers >= len(names))).any():
         raise InputError(f"these channels are not all among the {len(names)} of the stream: {str(channels)[:200]}")
+    if once and not 0 < len(numbers) == len(np.unique(numbers)):
+        raise InputError(f"channels are named once each, and at least one; not so: {str(channels)[:200]}")
     return numbers
 
-
+# %% ../../nbs/08_coding.container.ipynb #fbc18833
 def _holes(blocks: _Blocks, group: int, start: int, stop: int, bad: Mapping[int, str]) -> Iterator[Loss]:
     """Samples of a group that no block holds, or a bad one."""
     channels = tuple(blocks.opening.layout.groups[group].tolist())
@@ -1795,7 +1825,7 @@ class Stream(_Opened):
             raise InputError(
                 f"samples {start}..{stop} do not lie in 0..{self.n_time}, or on_error={on_error!r} is not 'raise' or 'mask'"
             )
-        wanted = _columns(channels, self.metadata.channels)
+        wanted = channel_numbers(channels, self.metadata.channels)
         self._blocks.check_size((stop - start) * len(wanted) * self.dtype.itemsize, self._blocks.source.size)
         out = np.zeros((stop - start, len(wanted)), self.dtype)
         lost = np.ones(out.shape, bool) if on_error == "mask" else None

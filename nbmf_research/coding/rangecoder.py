@@ -14,8 +14,8 @@ from ..core import InputError, njit
 
 # %% auto #0
 __all__ = ['State', 'Bytes', 'Int', 'LOW', 'RANGE', 'POS', 'VALUE', 'MAX_BITS', 'PROB_BITS', 'encoder', 'encode', 'finish',
-           'decoder', 'peek', 'skip', 'quantise_pmf', 'encode_static', 'decode_static', 'encode_bit', 'decode_bit',
-           'adapt', 'encode_bits', 'decode_bits', 'encode_escape', 'decode_escape']
+           'decoder', 'peek', 'skip', 'quantise_pmf', 'decode_symbol', 'encode_static', 'decode_static', 'encode_bit',
+           'decode_bit', 'adapt', 'encode_bits', 'decode_bits', 'encode_escape', 'decode_escape']
 
 # %% ../../nbs/07_coding.rangecoder.ipynb #7b1e2f6a
 State: TypeAlias = NDArray[np.uint64]
@@ -169,21 +169,27 @@ def _encode_static(
 
 
 @njit
+def decode_symbol(state: State, buffer: Bytes, cum: NDArray[np.int64], count: Int, bits: Int) -> Int:
+    """Decode a symbol below `count`; ``cum[s]`` of ``2**bits`` lie below symbol s, for s up to `count`."""
+    low: Int = 0
+    at, high = peek(state, bits), count
+    while high - low > 1:
+        middle = (low + high) >> 1
+        if cum[middle] <= at:
+            low = middle
+        else:
+            high = middle
+    skip(state, buffer, cum[low], cum[low + 1] - cum[low], bits)
+    return low
+
+
+@njit
 def _decode_static(buffer: Bytes, contexts: NDArray[np.int64], cdf: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
     out = np.zeros(contexts.size, np.int64)
     state = decoder(buffer)
     for i in range(contexts.size):
         row = cdf[contexts[i]]
-        at = peek(state, bits)
-        lo, hi = 0, row.size - 1
-        while hi - lo > 1:
-            mid = (lo + hi) >> 1
-            if row[mid] <= at:
-                lo = mid
-            else:
-                hi = mid
-        skip(state, buffer, row[lo], row[lo + 1] - row[lo], bits)
-        out[i] = lo
+        out[i] = decode_symbol(state, buffer, row, row.size - 1, bits)
     return out
 
 # %% ../../nbs/07_coding.rangecoder.ipynb #0870ac91

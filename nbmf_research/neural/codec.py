@@ -242,35 +242,44 @@ def register_codec(name: str) -> Callable[[type[Codec]], type[Codec]]:
     return add
 
 
-CODEC_MODULES = (
-    "nbmf_research.neural.classical",
-    "nbmf_research.neural.transform",
-    "nbmf_research.neural.lossless",
-    "nbmf_research.neural.adaptive",
-    "nbmf_research.neural.autoencoder",
-)
+CODEC_MODULES = {
+    "nbmf_research.neural.classical": (
+        *("zlib", "xz", "zstd", "delta-zstd", "blosc", "delta-blosc", "mtscomp", "flac", "flac-stereo"),
+        *("pcodec", "wavpack", "wavpack-hybrid", "sz3", "zfp", "quantised"),
+    ),
+    "nbmf_research.neural.transform": ("dct", "klt-dct", "wavelet", "klt-wavelet"),
+    "nbmf_research.neural.lossless": ("nbmf-max", "nbmf-balanced", "nbmf-fast", "nbmf-bounded"),
+    "nbmf_research.neural.adaptive": ("adaptive",),
+    "nbmf_research.neural.autoencoder": ("autoencoder",),
+}
+_HOME = {name: module for module, names in CODEC_MODULES.items() for name in names}
 
-
+# %% ../../nbs/26_neural.codec.ipynb #a5b7f868
 def load_codecs() -> Registry[Codec]:
-    """Import the modules of this package that register codecs, and return the registry; importing `neural.codec` alone stays light."""
+    """Import the modules of this package that register codecs, and return the registry. Nothing here needs it: a codec that is looked up is imported alone, and importing `neural.codec` stays light."""
     for module in CODEC_MODULES:
         importlib.import_module(module)
     return CODECS
 
 
 def codec_class(name: str) -> type[Codec]:
-    """Look a codec's class up by name, for its `kind` and `knob`."""
-    return cast("type[Codec]", load_codecs()[name])
+    """Look a codec's class up by name, for its `kind` and `knob`; only its own module is imported. `InputError` if there is none."""
+    if name not in CODECS:
+        if name in _HOME:
+            importlib.import_module(_HOME[name])
+        else:  # one of a module that registers more than it is listed with, or none: an error then names the nearest
+            load_codecs()
+    return cast("type[Codec]", CODECS[name])
 
 
 def codec_names(*kinds: Kind) -> list[str]:
-    """Names of the registered codecs, of these kinds if any are given."""
-    return [name for name in load_codecs() if not kinds or codec_class(name).kind in kinds]
+    """Names of this package's codecs and of those registered since, of these kinds if any are given."""
+    return [name for name in sorted({*_HOME, *CODECS}) if not kinds or codec_class(name).kind in kinds]
 
 
 def create_codec(name: str, **parameters: Any) -> Codec:
     """Make a codec by name, such as ``create_codec("zlib", level=9)``; an unknown name raises `InputError` with the nearest one, a parameter that it does not have `InputError` too."""
-    factory = load_codecs()[name]
+    factory = codec_class(name)
     try:
         inspect.signature(factory).bind(**parameters)
     except TypeError as e:
@@ -297,9 +306,9 @@ def decompress(stream: bytes) -> xr.DataArray:
         If the stream is damaged or its codec is unknown.
     """
     name = Frame.unpack(stream).codec
-    if name not in load_codecs():
+    if name not in codec_names():
         raise StreamError(f"this stream was made by {name!r}, which is not registered here")
-    return CODECS.create(name).decompress(stream)
+    return create_codec(name).decompress(stream)
 
 # %% ../../nbs/26_neural.codec.ipynb #e434a699
 @register_codec("raw")

@@ -12,14 +12,24 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..coding.rangecoder import Bytes, State, decode_escape, encode, encode_escape, peek, skip
+from nbmf_research.coding.rangecoder import (
+    Bytes,
+    State,
+    decode_escape,
+    decode_symbol,
+    encode,
+    encode_escape,
+    peek,
+    skip,
+)
 from ..coding.tables import N_SCALES
 from ..core import InputError, njit
 
 # %% auto #0
 __all__ = ['Floats', 'Ints', 'NEXT', 'N_STATES', 'N_TABLES', 'TABLE_BITS', 'SLOWEST', 'FASTEST', 'N_HINTS', 'LAMBDA', 'level',
            'Shape', 'Tables', 'make_tables', 'put', 'get', 'Memory', 'new_memory', 'remember', 'log2_lines', 'hints',
-           'Net', 'table_of', 'plain_net', 'Scratch', 'new_scratch', 'decoded_level', 'walk', 'pick']
+           'Net', 'table_of', 'plain_net', 'Scratch', 'new_scratch', 'begin_row', 'note', 'decoded_level', 'walk',
+           'pick']
 
 # %% ../../nbs/37b_neural.contexts.ipynb #ab9e6540
 Floats: TypeAlias = NDArray[np.float64]
@@ -133,26 +143,13 @@ def put(coder: State, buffer: Bytes, t: Tables, k: int, negative: bool, kind: in
     if k > 0:
         encode(coder, buffer, 1 if negative else 0, 1, 1)
 
-
-@njit
-def _symbol(coder: State, buffer: Bytes, row: Ints, size: int) -> int:
-    at, low, high = peek(coder, TABLE_BITS), 0, size
-    while high - low > 1:
-        middle = (low + high) >> 1
-        if row[middle] <= at:
-            low = middle
-        else:
-            high = middle
-    skip(coder, buffer, row[low], row[low + 1] - row[low], TABLE_BITS)
-    return low
-
 # %% ../../nbs/37b_neural.contexts.ipynb #f3475fe5
 @njit
 def get(coder: State, buffer: Bytes, t: Tables, kind: int, table: int) -> int:
     """Decode a signed index; a damaged stream gives some index."""
     shift = max(0, (table - N_TABLES + 4) // 4)
     limit = int(t.limit[table - 4 * shift])
-    k = int(_symbol(coder, buffer, t.cdf[kind, table - 4 * shift], limit + 2))
+    k = int(decode_symbol(coder, buffer, t.cdf[kind, table - 4 * shift], limit + 2, TABLE_BITS))
     if k > limit:
         k = limit + 1 + int(min(decode_escape(coder, buffer), 1 << 40))
     if shift > 0:
@@ -333,7 +330,7 @@ def new_scratch(net: Net) -> Scratch:
 
 
 @njit
-def _begin_row(s: Memory, w: Scratch, band: int, k: int) -> int:
+def begin_row(s: Memory, w: Scratch, band: int, k: int) -> int:
     """Fade the sums of the frequencies before, and give the band of frequency k."""
     if k > 0:
         w.sums[2] = 0.8125 * w.sums[2] + w.sums[0]
@@ -343,7 +340,8 @@ def _begin_row(s: Memory, w: Scratch, band: int, k: int) -> int:
 
 
 @njit
-def _note(s: Memory, w: Scratch, k: int, i: int, magnitude: float) -> None:
+def note(s: Memory, w: Scratch, k: int, i: int, magnitude: float) -> None:
+    """Take the magnitude of component `i` at frequency `k` into the present block and the running sums."""
     s.now[k, i] = magnitude
     w.sums[0] += magnitude
     w.sums[1] += s.slow[k, i]
@@ -354,7 +352,7 @@ def decoded_level(t: Tables, k: int, kind: int, table: int) -> float:
     """Magnitude that index `k` is decoded to, in steps."""
     return k - 0.5 * kind - t.below[kind, table, min(k, 3) - 1] if k > 0 else 0.0
 
-# %% ../../nbs/37b_neural.contexts.ipynb #ad5ff678
+# %% ../../nbs/37b_neural.contexts.ipynb #32a5b3d9
 @njit
 def walk(s: Memory, net: Net, t: Tables, w: Scratch, coder: State, buffer: Bytes, q: Ints, is_decoding: bool) -> None:
     """Code or decode one block.
@@ -375,7 +373,7 @@ def walk(s: Memory, net: Net, t: Tables, w: Scratch, coder: State, buffer: Bytes
     state, band = int(s.clock[1]), 0
     w.sums[:] = 0.0
     for k in range(q.shape[0]):
-        band = _begin_row(s, w, band, k)
+        band = begin_row(s, w, band, k)
         for i in range(q.shape[1]):
             hints(s, band, k, i, w.sums, w.x)
             table, kind = table_of(net, w.x, w.h1, w.h2), state & 1
@@ -386,7 +384,7 @@ def walk(s: Memory, net: Net, t: Tables, w: Scratch, coder: State, buffer: Bytes
             m = abs(q[k, i])
             value = decoded_level(t, m, kind, table)
             s.y[k, i] = -value if q[k, i] < 0 else value
-            _note(s, w, k, i, level(m, kind))
+            note(s, w, k, i, level(m, kind))
             state = NEXT[state, m & 1]
     s.clock[1] = state
 
@@ -442,13 +440,13 @@ def pick(s: Memory, net: Net, t: Tables, w: Scratch, y: Floats, weight: float, q
     w.sums[:] = 0.0
     band = 0
     for k in range(f):
-        band = _begin_row(s, w, band, k)
+        band = begin_row(s, w, band, k)
         for i in range(n):
             hints(s, band, k, i, w.sums, w.x)
             at = k * n + i
             table = table_of(net, w.x, w.h1, w.h2)
             best = _extend(t, abs(y[k, i]), table, weight, loss, after, back[at], choice[at])
-            _note(s, w, k, i, level(choice[at, best], back[at, best] & 1))
+            note(s, w, k, i, level(choice[at, best], back[at, best] & 1))
     state = int(np.argmin(loss))
     for at in range(f * n - 1, -1, -1):
         k, i = at // n, at % n

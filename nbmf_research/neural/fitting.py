@@ -36,11 +36,13 @@ from nbmf_research.neural.contexts import (
     Scratch,
     Shape,
     Tables,
+    begin_row,
     decoded_level,
     hints,
     level,
     make_tables,
     new_scratch,
+    note,
     pick,
     plain_net,
     remember,
@@ -57,10 +59,7 @@ def _record_block(s: Memory, net: Net, t: Tables, w: Scratch, y: Floats, q: Any,
     state, band, at = int(s.clock[1]), 0, 0
     w.sums[:] = 0.0
     for k in range(q.shape[0]):
-        band += 1 if k >= s.edges[band + 1] else 0
-        if k > 0:
-            w.sums[2], w.sums[3] = 0.8125 * w.sums[2] + w.sums[0], 0.8125 * w.sums[3] + w.sums[1]
-        w.sums[0], w.sums[1] = 0.0, 0.0
+        band = begin_row(s, w, band, k)
         for i in range(q.shape[1]):
             hints(s, band, k, i, w.sums, w.x)
             m, kind = abs(q[k, i]), state & 1
@@ -68,9 +67,7 @@ def _record_block(s: Memory, net: Net, t: Tables, w: Scratch, y: Floats, q: Any,
             out[at, N_HINTS], out[at, N_HINTS + 1], out[at, N_HINTS + 2] = m, kind, abs(y[k, i])
             value = decoded_level(t, m, kind, table_of(net, w.x, w.h1, w.h2))
             s.y[k, i] = -value if q[k, i] < 0 else value
-            s.now[k, i] = level(m, kind)
-            w.sums[0] += s.now[k, i]
-            w.sums[1] += s.slow[k, i]
+            note(s, w, k, i, level(m, kind))
             state, at = NEXT[state, m & 1], at + 1
     s.clock[1] = state
 

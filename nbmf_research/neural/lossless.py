@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
@@ -34,6 +34,7 @@ from nbmf_research.neural.prediction import (
     ENERGY,
     MAX_MAGNITUDE,
     PAD,
+    START,
     STOP,
     Floats,
     Ints,
@@ -67,15 +68,18 @@ from nbmf_research.neural.residuals import (
 )
 
 # %% auto #0
-__all__ = ['Array', 'CURVED', 'ALIKE', 'QUICK', 'SHARE', 'EDGES_EVERY', 'LARGEST', 'RAW', 'PLAIN', 'LATTICE', 'WHOLE', 'PATTERN',
-           'LONG', 'SINGLE', 'FEW', 'MANY', 'STEP', 'CODES', 'FINE', 'Plan', 'Limits', 'code_mixture', 'Piece',
-           'code_quick', 'Coder', 'Side', 'code_sides', 'Channels', 'code_slowly', 'encode_quickly', 'code_channels',
-           'decode_quickly', 'plain', 'scatter', 'gather', 'encode_block', 'decode_block', 'pack_lattice',
-           'unpack_lattice', 'to_integers', 'from_integers', 'trial', 'Adaptive', 'Max', 'Balanced', 'Fast', 'Bounded']
+__all__ = ['Array', 'CURVED', 'ALIKE', 'QUICK', 'MOST_NEIGHBOURS', 'MOST_REGRESSORS', 'SHARE', 'EDGES_EVERY', 'LARGEST',
+           'SECTION', 'Take', 'Finish', 'RAW', 'PLAIN', 'LATTICE', 'WHOLE', 'PATTERN', 'LONG', 'SINGLE', 'FEW', 'MANY',
+           'STEP', 'CODES', 'FINE', 'Plan', 'Limits', 'code_mixture', 'Piece', 'code_quick', 'Coder', 'Side',
+           'code_sides', 'start_predictor', 'start_model', 'start_means', 'Channels', 'code_slowly', 'encode_quickly',
+           'code_channels', 'open_lanes', 'decode_quickly', 'plain', 'scatter', 'gather', 'encode_block', 'Decoded',
+           'decode_block', 'pack_lattice', 'unpack_lattice', 'to_integers', 'from_integers', 'trial', 'Adaptive', 'Max',
+           'Balanced', 'Fast', 'Bounded']
 
 # %% ../../nbs/34_neural.lossless.ipynb #31b24d31
 Array: TypeAlias = NDArray[Any]
 CURVED, ALIKE, QUICK = 1, 2, 4  # flags of a plan
+MOST_NEIGHBOURS, MOST_REGRESSORS = 64, 256  # of a channel: what a decoder's memory must be ready for
 _PLAN = struct.Struct("<6BH3B")
 
 # %% ../../nbs/34_neural.lossless.ipynb #14446354
@@ -121,8 +125,13 @@ class Plan:
         """How often the predictor learns."""
         return Pace(1 << self.log_block, 1 << self.log_window, self.growth, 1.0 - 1.0 / self.memory, 16 * self.warm)
 
+    def too_large(self, channels: int) -> bool:
+        """Whether a predictor among so many channels would have more than `MOST_NEIGHBOURS` or `MOST_REGRESSORS`, which every decoder refuses."""
+        near = min(self.neighbours, channels - 1)
+        return near > MOST_NEIGHBOURS or self.own + near * (self.ahead + self.behind + 1) > MOST_REGRESSORS
+
     @classmethod
-    def unpack(cls, block: bytes) -> Plan:
+    def unpack(cls, block: bytes | memoryview) -> Plan:
         """Read the first eleven bytes of a block; `StreamError` if they make no sense."""
         if len(block) < _PLAN.size:
             raise StreamError(f"a block of {len(block)} bytes is too short")
@@ -210,8 +219,9 @@ def code_mixture(
     guess: Floats,
     start: int,
     stop: int,
+    last: int,
 ) -> None:
-    """Code or decode the samples [start, stop) of one channel with the mixture.
+    """Code or decode samples of one channel with the mixture.
 
     Parameters
     ----------
@@ -226,12 +236,12 @@ def code_mixture(
     limits : Limits
     table, guess : float64 arrays
         `shapes` and `quantiles`.
-    start, stop : int
-        Which samples.
+    start, stop, last : int
+        The samples [start, stop), and on to where the predictor learns next, which is ``p.clock[STOP]``, but not beyond `last`.
     """
     every = max(EDGES_EVERY, 2 * m.counts.size)
     while start < stop:
-        end = next_stretch(p, words, reals, start, stop)
+        end = next_stretch(p, words, reals, start, last)
         _mixture_stretch(decoding, state, buffer, p, m, words, reals, limits, table, guess, start, end)
         p.clock[COUNT] += end - start
         if limits.curved and end == p.clock[STOP] and p.clock[COUNT] >= every:
@@ -307,11 +317,12 @@ def code_quick(
     q: Quick,
     start: int,
     stop: int,
+    last: int,
 ) -> int:
-    """Decode the samples [start, stop) of one channel the quick way, or prepare their residuals for `encode_quick`; returns the most bits that these need. Parameters as for `code_mixture`."""
+    """Decode samples of one channel the quick way, or prepare their residuals for `encode_quick`; returns the most bits that these need. Parameters as for `code_mixture`."""
     first, bits = start, 0
     while start < stop:
-        end = next_stretch(p, words, reals, start, stop)
+        end = next_stretch(p, words, reals, start, last)
         residual = piece.residual[start - first : end - first]
         if decoding:
             decode_quick(piece.lanes, piece.words, piece.means, q, residual)
@@ -325,7 +336,7 @@ def code_quick(
 class Coder:
     """Numbers into, or out of, one range-coded stream."""
 
-    def __init__(self, block: bytes | None = None) -> None:
+    def __init__(self, block: bytes | memoryview | None = None) -> None:
         self.decoding = block is not None
         self.buffer = np.frombuffer(bytearray(bytes(1 << 12) if block is None else block), np.uint8)
         self.state = decoder(self.buffer) if block is not None else encoder()
@@ -422,6 +433,25 @@ def code_sides(c: Coder, neighbours: int, channels: int, sides: list[Side] | Non
 _regressors = lru_cache(1024)(regressors)
 
 
+def start_predictor(plan: Plan, s: Side, rows: list[int], last: Predictor | None) -> Predictor:
+    """Make a channel's predictor, which looks at `rows`. It starts from that of the channel before, a tenth of its evidence, if that looks alike and has learnt something."""
+    groups = _regressors(plan.own, len(s.near), plan.ahead, plan.behind)
+    alike = last is not None and plan.flags & ALIKE and last.groups.shape == groups.shape and last.cov[0, 0] > 0
+    start = 0.1 * last.cov if last is not None and alike else None
+    return predictor(rows, groups, plan.pace, 1.5 * float(s.spread) ** 2, start)
+
+
+def start_model(s: Side, reach: int) -> Model:
+    """Make the residual model of a channel; with a reach, it codes multiples of a step, as many as there may be."""
+    low, high = (-MAX_MAGNITUDE, MAX_MAGNITUDE) if reach else (s.low, s.high)
+    return residual_model(low, high, s.spread / (2 * reach + 1))
+
+
+def start_means(s: Side, reach: int) -> Ints:
+    """Make the running means of a channel for the quick way."""
+    return np.full(2, round(256 * s.spread / (2 * reach + 1)))
+
+# %% ../../nbs/34_neural.lossless.ipynb #beace1eb
 @dataclass
 class Channels:
     """Predictors and residual models of all channels, with the samples that they look at.
@@ -449,19 +479,13 @@ class Channels:
     means: list[Ints] = field(default_factory=list)
 
     def start(self, s: Side) -> None:
-        """Make predictor and model of the next channel. It starts from the one before, a tenth of its evidence, if that looks alike and has learnt something."""
-        plan, spread = self.plan, s.spread / (2 * self.reach + 1)
-        groups = _regressors(plan.own, len(s.near), plan.ahead, plan.behind)
-        last = self.predictors[-1] if self.predictors and plan.flags & ALIKE else None
-        alike = last is not None and last.groups.shape == groups.shape and last.cov[0, 0] > 0
-        start = 0.1 * last.cov if last is not None and alike else None
-        self.predictors.append(predictor([s.channel, *s.near], groups, plan.pace, 1.5 * float(s.spread) ** 2, start))
-        if plan.flags & QUICK:
-            self.means.append(np.full(2, round(256 * spread)))
-        elif self.reach:  # multiples of a step: as many as there may be
-            self.models.append(residual_model(-MAX_MAGNITUDE, MAX_MAGNITUDE, spread))
+        """Make predictor and model of the next channel."""
+        last = self.predictors[-1] if self.predictors else None
+        self.predictors.append(start_predictor(self.plan, s, [s.channel, *s.near], last))
+        if self.plan.flags & QUICK:
+            self.means.append(start_means(s, self.reach))
         else:
-            self.models.append(residual_model(s.low, s.high, spread))
+            self.models.append(start_model(s, self.reach))
 
     def ready(self) -> Iterator[tuple[int, Predictor, Limits]]:
         """Go through the channels that are not constant, in coding order: number, predictor and limits; new ones are started."""
@@ -471,13 +495,15 @@ class Channels:
             curved = bool(self.plan.flags & CURVED) and not self.reach
             yield i, self.predictors[i], Limits(s.low, s.high, self.reach, curved)
 
-# %% ../../nbs/34_neural.lossless.ipynb #beace1eb
+# %% ../../nbs/34_neural.lossless.ipynb #496e7074
 def code_slowly(channels: Channels, c: Coder, start: int, stop: int) -> None:
     """Code the samples [start, stop) of all channels with the mixture, or decode them."""
     for i, p, limits in channels.ready():
         c.reserve(16 * (stop - start) + 64)
         words, reals, m = channels.words, channels.reals, channels.models[i]
-        code_mixture(c.decoding, c.state, c.buffer, p, m, words, reals, limits, shapes(), quantiles(), start, stop)
+        code_mixture(
+            c.decoding, c.state, c.buffer, p, m, words, reals, limits, shapes(), quantiles(), start, stop, stop
+        )
 
 
 def encode_quickly(channels: Channels, start: int, stop: int) -> bytes:
@@ -487,7 +513,7 @@ def encode_quickly(channels: Channels, start: int, stop: int) -> bytes:
     lanes, words = np.full(LANES + 1, 1 << 32, np.uint64), np.zeros(1, np.uint32)
     for i, p, limits in channels.ready():
         piece = Piece(lanes, words, channels.means[i], residual[i], levels[i])
-        bits += code_quick(False, piece, p, channels.words, channels.reals, limits, q, start, stop)
+        bits += code_quick(False, piece, p, channels.words, channels.reals, limits, q, start, stop, stop)
     words = np.zeros(bits // 32 + 2 * LANES, np.uint32)
     lanes[LANES] = words.size
     for i in range(n - 1, -1, -1):
@@ -503,18 +529,23 @@ def code_channels(channels: Channels, start: int, stop: int) -> bytes:
     code_slowly(channels, c, start, stop)
     return c.finish()
 
+# %% ../../nbs/34_neural.lossless.ipynb #9b8643ca
+def open_lanes(block: bytes | memoryview) -> tuple[Coders, Wide]:
+    """Coders and words of what `encode_quickly` wrote; a short block goes on with zeros."""
+    size = 8 * LANES
+    lanes, words = np.zeros(LANES + 1, "<u8"), np.zeros(max(0, -(-(len(block) - size) // 4)) + 1, "<u4")
+    for to, part in ((lanes, block[:size]), (words, block[size:])):
+        to.view(np.uint8)[: len(part)] = np.frombuffer(part, np.uint8)
+    return lanes.astype(np.uint64, copy=False), words.astype(np.uint32, copy=False)
+
 
 def decode_quickly(channels: Channels, block: bytes, start: int, stop: int) -> None:
-    """Decode what `encode_quickly` wrote; a short block goes on with zeros."""
-    head = 8 * LANES
-    block = block + bytes(max(head - len(block), -len(block) % 4)) + bytes(4)
-    lanes = np.zeros(LANES + 1, np.uint64)
-    lanes[:LANES] = np.frombuffer(block, "<u8", LANES)
-    words = np.frombuffer(block, "<u4", (len(block) - head) // 4, head).astype(np.uint32)
+    """Decode what `encode_quickly` wrote."""
+    lanes, words = open_lanes(block)
     residual, levels = np.zeros(stop - start, np.int32), np.zeros(0, np.int16)
     for i, p, limits in channels.ready():
         piece = Piece(lanes, words, channels.means[i], residual, levels)
-        code_quick(True, piece, p, channels.words, channels.reals, limits, quick_tables(), start, stop)
+        code_quick(True, piece, p, channels.words, channels.reals, limits, quick_tables(), start, stop, stop)
 
 # %% ../../nbs/34_neural.lossless.ipynb #35fa63ff
 @njit
@@ -550,42 +581,66 @@ def scatter(x: Array, base: Ints, drop: int, words: Words, reals: Floats, at: in
 
 
 @njit
-def gather(words: Words, at: int, base: Ints, drop: int, low: Ints, out: Array) -> None:
-    """Undo `scatter`; `low` are the lowest bits, shape (time, channel), and may be empty."""
+def gather(rows: Array, at: int, offset: Ints, drop: int, out: Array) -> None:
+    """Undo `scatter`: write the samples of `rows` from column `at` on, ``offset`` added to each channel and the lowest `drop` bits 0, to (time, channel)."""
     for first in range(0, out.shape[0], _TILE):
         for c in range(out.shape[1]):
             for t in range(first, min(first + _TILE, out.shape[0])):
-                v = (np.int64(words[c, PAD + at + t]) << drop) + base[c]
-                out[t, c] = v + low[t, c] if low.size else v
+                out[t, c] = (np.int64(rows[c, at + t]) << drop) + offset[c]
 
 # %% ../../nbs/34_neural.lossless.ipynb #4299e0db
-def _sides(words: Words, plan: Plan, base: Ints, low: Ints, high: Ints) -> list[Side]:
+class _Turned(NamedTuple):
+    """Samples as predictors want them: each channel's offset, how many of the lowest bits are left out, the range of what is left, and that, as integers and floats."""
+
+    base: Ints
+    drop: int
+    low: Ints
+    high: Ints
+    words: Words
+    reals: Floats
+
+
+def _turn(x: Array) -> _Turned:
+    """Survey and turn samples, (time, channel), of the type of `plain`."""
+    survey = np.zeros((3, x.shape[1]), np.int64)
+    _survey(x, survey)
+    total, low, high = survey
+    drop, base = max(0, int((high - low).max()).bit_length() - MAX_MAGNITUDE.bit_length() + 1), total // len(x)
+    words = np.zeros((x.shape[1], len(x) + 2 * PAD), np.int32)
+    reals = np.zeros(words.shape)
+    scatter(x, base, drop, words, reals, 0)
+    return _Turned(base, drop, (low - base) >> drop, (high - base) >> drop, words, reals)
+
+
+def _order(excerpt: Words, neighbours: int) -> tuple[list[int], list[list[int]]]:
+    """Choose the order of coding and the neighbours; one channel has none."""
+    return choose_neighbours(excerpt, neighbours) if len(excerpt) > 1 else ([0], [[]])
+
+
+def _sides(x: _Turned, plan: Plan) -> list[Side]:
     """Choose the order and the neighbours from an excerpt; the quick way looks at less."""
-    inner = words[:, PAD:-PAD]
-    excerpt = inner[:, : 1 << (11 if plan.flags & QUICK else 13)]
-    order, near = choose_neighbours(excerpt, plan.neighbours) if len(words) > 1 else ([0], [[]])
+    inner, base, low, high = x.words[:, PAD:-PAD], x.base, x.low, x.high
+    order, near = _order(inner[:, : 1 << (11 if plan.flags & QUICK else 13)], plan.neighbours)
     spread = np.abs(np.diff(inner[:, :256].astype(np.int64), axis=1, prepend=inner[:, :1])).mean(1)
     return [Side(c, n, int(base[c]), int(low[c]), int(high[c]), round(float(spread[c]))) for c, n in zip(order, near)]
 
-
+# %% ../../nbs/34_neural.lossless.ipynb #05e69c8a
 def _pack_low(x: Ints, drop: int) -> bytes:
     """Pack the lowest `drop` bits of each sample."""
     bits = (x.reshape(-1, 1) >> np.arange(drop)) & 1
     return np.packbits(bits.astype(np.uint8)).tobytes()
 
 
-def _unpack_low(block: bytes, shape: tuple[int, int]) -> tuple[Ints, int]:
-    """Read them back, none if there are none; returns them and where the rest of the block starts."""
-    at, drop = _PLAN.size + 1, block[_PLAN.size] if len(block) > _PLAN.size else 99
-    size = (shape[0] * shape[1] * drop + 7) // 8
-    if drop > 32 or len(block) < at + size:
-        raise StreamError("the block ends inside its low bits: it is damaged")
-    if not drop:
-        return np.zeros((0, 0), np.int64), at
-    bits = np.unpackbits(np.frombuffer(block, np.uint8, size, at), count=shape[0] * shape[1] * drop).reshape(-1, drop)
-    return (bits.astype(np.int64) << np.arange(drop)).sum(1).reshape(shape), at + size
+def _unpack_low(packed: memoryview, first: int, shape: tuple[int, int], drop: int) -> Ints:
+    """Read them back, of `shape` samples from sample `first` on, a multiple of 8."""
+    count, at = shape[0] * shape[1] * drop, first * shape[1] * drop // 8
+    bits = np.unpackbits(np.frombuffer(packed[at : at + (count + 7) // 8], np.uint8), count=count).reshape(-1, drop)
+    out = np.zeros(len(bits), np.int64)
+    for k in range(drop):
+        out |= bits[:, k].astype(np.int64) << k
+    return out.reshape(shape)
 
-# %% ../../nbs/34_neural.lossless.ipynb #05e69c8a
+# %% ../../nbs/34_neural.lossless.ipynb #5b2bcdca
 def encode_block(x: Array, plan: Plan, reach: int = 0) -> bytes:
     """Code a block of integers.
 
@@ -602,29 +657,186 @@ def encode_block(x: Array, plan: Plan, reach: int = 0) -> bytes:
     -------
     bytes
         All that `decode_block` needs, apart from the shape and dtype.
+
+    Raises
+    ------
+    InputError
+        If the plan or the samples are too large.
     """
-    survey, x = np.zeros((3, x.shape[1]), np.int64), plain(x)
-    _survey(x, survey)
-    total, low, high = survey
-    drop, base = max(0, int((high - low).max()).bit_length() - MAX_MAGNITUDE.bit_length() + 1), total // len(x)
-    if reach and drop:
+    if plan.too_large(x.shape[1]):
+        raise InputError(f"{plan} has over {MOST_NEIGHBOURS} neighbours or {MOST_REGRESSORS} regressors")
+    x = plain(x)
+    turned = _turn(x)
+    if reach and turned.drop:
         raise InputError("an error bound needs samples that span less than 2**26")
-    words = np.zeros((x.shape[1], len(x) + 2 * PAD), np.int32)
-    reals = np.zeros(words.shape)
-    scatter(x, base, drop, words, reals, 0)
-    sides = _sides(words, plan, base, (low - base) >> drop, (high - base) >> drop)
-    channels, c = Channels(plan, reach, sides, words, reals), Coder()
+    sides = _sides(turned, plan)
+    channels, c = Channels(plan, reach, sides, turned.words, turned.reals), Coder()
     c.number(reach)
     code_sides(c, plan.neighbours, x.shape[1], sides)
-    head = plan.pack() + bytes([drop]) + (_pack_low(x.astype(np.int64) - base, drop) if drop else b"")
+    head = plan.pack() + bytes([turned.drop])
+    if turned.drop:
+        head += _pack_low(x.astype(np.int64) - turned.base, turned.drop)
     if plan.flags & QUICK:
         side = c.finish()
         return head + struct.pack("<I", len(side)) + side + encode_quickly(channels, 0, len(x))
     code_slowly(channels, c, 0, len(x))
     return head + c.finish()
 
-# %% ../../nbs/34_neural.lossless.ipynb #5b2bcdca
-def decode_block(block: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:
+# %% ../../nbs/34_neural.lossless.ipynb #c9abf1c5
+SECTION = 1 << 15  # samples of a channel that are decoded at once, with up to 15 neighbours
+
+
+class Decoded:
+    """Channels that are decoded, and a section of one of them and its neighbours.
+
+    Attributes
+    ----------
+    values : uint16 or uint32 array, shape (channel, time)
+        Decoded samples without the channel's offset, counted from `floor`.
+    floor, most : int64 array, shape (channel,)
+        Lowest sample that a channel can have, and how far above it the highest is.
+    words, reals : int32 and float64 array, shape (1 + neighbours, samples)
+        The section: the channel in row 0, and its neighbours.
+    """
+
+    def __init__(self, plan: Plan, reach: int, sides: list[Side], samples: int) -> None:
+        self.floor, self.most = np.zeros((2, len(sides)), np.int64)
+        for s in sides:
+            span = s.high - s.low
+            beyond = reach if span > reach else 0  # an error that leaves the range needs a residual that is not 0
+            self.floor[s.channel] = s.low - beyond if span else 0
+            self.most[s.channel] = span + 2 * beyond
+        narrow = self.most.max() < 1 << 16
+        self.values = np.empty((len(sides), samples), np.uint16 if narrow else np.uint32)
+        self.values[self.most == 0] = 0  # constant channels
+        rows, block = 1 + max(len(s.near) for s in sides), 1 << plan.log_block
+        self.step, self.past = min(SECTION, 16 * SECTION // rows), block + PAD
+        self.words = np.zeros((rows, min(samples, self.past + self.step + block) + 2 * PAD), np.int32)
+        self.reals = np.zeros(self.words.shape)
+        self._found = np.zeros(self.words.shape[1], np.int32)
+
+    def load(self, row: int, channel: int, start: int, stop: int) -> None:
+        """Put the samples [start, stop) of a channel into a row of the section, zeros where there are none."""
+        words, known = self.words[row, : stop - start], self.values[channel, max(start, 0) : max(stop, 0)]
+        at = max(-start, 0)
+        words[:at], words[at + known.size :] = 0, 0
+        words[at : at + known.size] = known
+        words[at : at + known.size] += np.int32(self.floor[channel])
+        self.reals[row, : words.size] = words
+
+    def save(self, channel: int, at: int, start: int, stop: int) -> None:
+        """Keep the samples [start, stop) of a channel, from column `at` of the section on; `StreamError` if they are not in its range."""
+        found = self._found[: stop - start]
+        np.subtract(self.words[0, at : at + stop - start], np.int32(self.floor[channel]), out=found)
+        if found.view(np.uint32).max() > self.most[channel]:  # what lies below is far above as an unsigned number
+            raise StreamError(f"channel {channel} leaves its own range: the block is damaged")
+        self.values[channel, start:stop] = found
+
+# %% ../../nbs/34_neural.lossless.ipynb #77d4c4ee
+Take: TypeAlias = Callable[[int, int, int], object]  # code_mixture or code_quick, from start, stop and last on
+
+
+def _decode_channel(d: Decoded, s: Side, p: Predictor, take: Take) -> None:
+    """Decode a channel, section by section."""
+    samples, start, origin = d.values.shape[1], 0, 0
+    while start < samples:
+        before, origin = origin, max(0, start - d.past)
+        p.clock[[START, STOP]] -= origin - before
+        d.load(0, s.channel, origin - PAD, start)
+        for row, channel in enumerate(s.near, 1):
+            d.load(row, channel, origin - PAD, origin - PAD + d.words.shape[1])
+        take(start - origin, min(start + d.step, samples) - origin, samples - origin)
+        stop = min(int(p.clock[STOP]) + origin, samples)
+        d.save(s.channel, PAD + start - origin, start, stop)
+        start = stop
+
+
+def _decode_channels(d: Decoded, plan: Plan, reach: int, sides: list[Side], c: Coder, rest: memoryview) -> None:
+    """Decode all channels, in coding order, with the mixture from `c`, or the quick way from `rest`."""
+    last, (lanes, wide), levels = None, open_lanes(rest), np.zeros(0, np.int16)
+    residual = np.zeros(d.words.shape[1], np.int32)
+    for s in (s for s in sides if s.low < s.high):
+        last = p = start_predictor(plan, s, list(range(1 + len(s.near))), last)
+        limits = Limits(s.low, s.high, reach, bool(plan.flags & CURVED) and not reach)
+        take: Take
+        if plan.flags & QUICK:
+            piece = Piece(lanes, wide, start_means(s, reach), residual, levels)
+            take = partial(code_quick, True, piece, p, d.words, d.reals, limits, quick_tables())
+        else:
+            tables = limits, shapes(), quantiles()
+            take = partial(code_mixture, True, c.state, c.buffer, p, start_model(s, reach), d.words, d.reals, *tables)
+        _decode_channel(d, s, p, take)
+
+# %% ../../nbs/34_neural.lossless.ipynb #1edfe03d
+@dataclass
+class _Opened:
+    """What a block says before its samples: the plan, its low bits, the reach, its channels, and where their samples are."""
+
+    plan: Plan
+    drop: int
+    low: memoryview
+    reach: int
+    sides: list[Side]
+    coder: Coder
+    rest: memoryview
+
+
+def _open_block(block: memoryview, shape: tuple[int, int]) -> _Opened:
+    """Read what stands before a block's samples; every length is checked against the bytes that are there."""
+    plan = Plan.unpack(block)
+    if plan.too_large(shape[1]) or shape[0] < 1 or shape[1] < 1:
+        raise StreamError(f"{shape} samples with {plan} do not exist")
+    at, drop = _PLAN.size + 1, block[_PLAN.size] if len(block) > _PLAN.size else 99
+    start = at + (shape[0] * shape[1] * drop + 7) // 8
+    if drop > 32 or len(block) < start:
+        raise StreamError("the block ends inside its low bits: it is damaged")
+    low, side = block[at:start], len(block)
+    if plan.flags & QUICK:
+        if len(block) < start + 4:
+            raise StreamError("the block ends before its samples: it is damaged")
+        start, side = start + 4, start + 4 + struct.unpack_from("<I", block, start)[0]
+    c = Coder(block[start:side])
+    reach = min(max(c.number(), 0), MAX_MAGNITUDE)
+    return _Opened(plan, drop, low, reach, code_sides(c, plan.neighbours, shape[1]), c, block[side:])
+
+
+def _check_ranges(o: _Opened, dtype: np.dtype[Any]) -> None:
+    """Refuse channels that go beyond their type, before memory is asked for."""
+    info, rest = np.iinfo(dtype), (1 << o.drop) - 1
+    for s in o.sides:
+        low, high = s.base + (s.low << o.drop), s.base + (s.high << o.drop)
+        if s.low < s.high and (low < int(info.min) - rest or high > int(info.max)):
+            raise StreamError(f"a channel from {low} to {high} does not fit {dtype}: the block is damaged")
+
+# %% ../../nbs/34_neural.lossless.ipynb #5736a057
+Finish: TypeAlias = Callable[[Array], Array]
+_PIECE = 1 << 15  # samples, all channels together, that are turned and finished at once
+
+
+def _clipped(dtype: np.dtype[Any]) -> Finish:
+    """Integers in their type; an error may have led out of it."""
+    info = np.iinfo(dtype)
+    return lambda values: np.clip(values, info.min, info.max).astype(dtype)
+
+
+def _assemble(values: Array, offset: Ints, o: _Opened, finish: Finish) -> Array:
+    """Turn decoded channels to (time, channel), add the low bits, and finish, a few samples at a time."""
+    width, samples = values.shape
+    rows, out = max(8, _PIECE // width & -8), np.zeros((0, 0))
+    for first in range(0, samples, rows):
+        piece = np.empty((min(rows, samples - first), width), np.int64)
+        gather(values, first, offset, o.drop, piece)
+        if o.drop:
+            piece += _unpack_low(o.low, first, (len(piece), width), o.drop)
+        made = finish(piece)
+        out = np.empty((samples, made.shape[1]), made.dtype) if first == 0 else out
+        out[first : first + rows] = made
+    return out
+
+
+def decode_block(
+    block: bytes | memoryview, shape: tuple[int, int], dtype: np.dtype[Any], finish: Finish | None = None
+) -> Array:
     """Decode what `encode_block` wrote.
 
     Parameters
@@ -633,39 +845,34 @@ def decode_block(block: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> 
     shape : tuple of int
         (time, channel).
     dtype : numpy.dtype
-        Integer type of the samples.
+        Integer type of what was encoded.
+    finish : callable, optional
+        Makes samples of integers, int64 of the shape (some time, channel); called for a piece after the other. Default: clip to `dtype`.
 
     Returns
     -------
-    array of `dtype`, shape (time, channel)
+    array, shape (time, channel)
+        Of `dtype`, or what `finish` makes of it. Decoding takes, beside a few MB and a copy of the block, no more memory than twice the array (three times if an error bound is wide and samples fill their 16 bits).
 
     Raises
     ------
     StreamError
         If the block says something impossible. A damaged block need not: checksums are the container's.
     """
-    plan = Plan.unpack(block)
-    low, at = _unpack_low(block, shape)
-    side = len(block)
-    if plan.flags & QUICK:
-        if len(block) < at + 4:
-            raise StreamError("the block ends before its samples: it is damaged")
-        side = at + 4 + struct.unpack_from("<I", block, at)[0]
-        at += 4
-    c = Coder(block[at:side])
-    reach = min(max(c.number(), 0), MAX_MAGNITUDE)
-    sides = code_sides(c, plan.neighbours, shape[1])
-    words = np.zeros((shape[1], shape[0] + 2 * PAD), np.int32)
-    channels, base = Channels(plan, reach, sides, words, np.zeros(words.shape)), np.zeros(shape[1], np.int64)
-    for s in sides:
-        base[s.channel] = s.base
-    if plan.flags & QUICK:
-        decode_quickly(channels, block[side:], 0, shape[0])
-    else:
-        code_slowly(channels, c, 0, shape[0])
-    out = np.zeros(shape, np.int16 if dtype == np.int16 else np.int64)
-    gather(words, 0, base, block[_PLAN.size], low, out)
-    return out.astype(dtype, copy=False)
+    o = _open_block(memoryview(block), shape)
+    _check_ranges(o, dtype)
+    d = Decoded(o.plan, o.reach, o.sides, shape[0])
+    _decode_channels(d, o.plan, o.reach, o.sides, o.coder, o.rest)
+    del o.coder
+    values, offset = d.values, d.floor << o.drop
+    del d
+    for s in o.sides:
+        offset[s.channel] += s.base
+    if finish is None and dtype == np.int16 and not o.drop and not o.reach:
+        out = np.empty(shape, np.int16)
+        gather(values, 0, offset, 0, out)
+        return out
+    return _assemble(values, offset, o, finish or _clipped(dtype))
 
 # %% ../../nbs/34_neural.lossless.ipynb #e4df4f2c
 RAW, PLAIN, LATTICE, WHOLE, PATTERN = range(5)  # first byte of a payload
@@ -680,7 +887,7 @@ def _ordered(x: Array) -> Array:
 
 
 def _unordered(codes: Array, dtype: np.dtype[Any]) -> Array:
-    """Undo `_ordered`."""
+    """Undo `_ordered`, for a few samples at a time."""
     codes = codes.astype("<i4")
     if dtype.itemsize == 8:
         half = codes.shape[1] // 2
@@ -696,7 +903,7 @@ def pack_lattice(lattice: Lattice) -> bytes:
     return struct.pack("<BI", lattice.bits, len(packed)) + packed
 
 
-def unpack_lattice(payload: bytes, at: int, channels: int, dtype: np.dtype[Any]) -> tuple[Lattice, int]:
+def unpack_lattice(payload: bytes | memoryview, at: int, channels: int, dtype: np.dtype[Any]) -> tuple[Lattice, int]:
     """Read a lattice and say where it ends."""
     bits, size = struct.unpack_from("<BI", payload, at)
     at += 5
@@ -706,7 +913,11 @@ def unpack_lattice(payload: bytes, at: int, channels: int, dtype: np.dtype[Any])
     p, q, r, low, high, cast = (tuple(row.tolist()) for row in table)
     if min(p + q) < 1:
         raise StreamError("the lattice of this payload makes no sense: it is damaged")
-    return Lattice(p, q, r, low, high, tuple(bool(v) for v in cast), bits, dtype.newbyteorder("=").name), at + size
+    name = dtype.newbyteorder("=").name
+    lattice = Lattice(p, q, r, low, high, tuple(bool(v) for v in cast), bits, name)
+    if lattice.levels.min() < 1:
+        raise StreamError("the lattice of this payload has channels without a code: it is damaged")
+    return lattice, at + size
 
 # %% ../../nbs/34_neural.lossless.ipynb #0280adf4
 _RUN = 12  # so many neighbouring codes in use leave no step larger than 1 + 1 / 12
@@ -749,20 +960,33 @@ def _look_up(codes: Array, values: Array, out: Array) -> None:
             out[t, c] = values[min(max(int(codes[t, c]), 0), last), c]
 
 
-def _from_lattice(codes: Array, lattice: Lattice) -> Array:
-    """Turn codes from 0 into samples; 16-bit ones by a table, where that is smaller than they are."""
+def _codes_type(lattice: Lattice) -> np.dtype[Any]:
+    """Type that a lattice's codes are decoded to; `StreamError` if there are more codes than samples can tell apart."""
     levels = int(lattice.levels.max())
-    if levels > len(codes) or codes.dtype != np.int16 or lattice.dtype != "int16":
-        return from_codes(np.clip(codes, 0, lattice.levels - 1).astype(np.uint32), lattice)
-    values = from_codes(np.repeat(np.arange(levels, dtype=np.uint32)[:, None], codes.shape[1], 1), lattice)
-    out = np.empty(codes.shape, np.int16)
-    _look_up(codes, values, out)
+    if levels > 1 << 8 * np.dtype(lattice.dtype).itemsize:
+        raise StreamError(f"{levels} codes for samples of {lattice.dtype} do not exist: the payload is damaged")
+    return np.dtype(np.int16 if levels <= 1 << 15 else np.uint16 if levels <= 1 << 16 else np.int64)
+
+
+def _values(lattice: Lattice) -> Array:
+    """Sample for each code and channel, made a few rows at a time."""
+    levels, width = int(lattice.levels.max()), len(lattice.phase)
+    out, step = np.empty((levels, width), lattice.dtype), max(1, (1 << 15) // width)
+    for first in range(0, levels, step):
+        codes = np.arange(first, min(first + step, levels), dtype=np.uint32)
+        out[first : first + step] = from_codes(np.repeat(codes[:, None], width, 1), lattice)
     return out
 
 
-def _codes_type(lattice: Lattice) -> np.dtype[Any]:
-    """Type that a lattice's codes are decoded to."""
-    return np.dtype(np.int16 if lattice.levels.max() <= 1 << 15 else np.int64)
+def _from_lattice(block: bytes | memoryview, shape: tuple[int, int], lattice: Lattice) -> Array:
+    """Decode codes from 0 to samples; 16-bit ones by a table, where that is no larger than they are."""
+    dtype, most = _codes_type(lattice), lattice.levels - 1
+    if dtype != np.int16 or lattice.dtype != "int16" or most.max() >= shape[0]:
+        finish = lambda codes: from_codes(np.clip(codes, 0, most).astype(np.uint32), lattice)  # noqa: E731
+        return decode_block(block, shape, dtype, finish)
+    codes = decode_block(block, shape, dtype)
+    _look_up(codes, _values(lattice), codes)
+    return codes
 
 # %% ../../nbs/34_neural.lossless.ipynb #f7a0416a
 def to_integers(x: Array) -> tuple[bytes, Array]:
@@ -789,39 +1013,32 @@ def to_integers(x: Array) -> tuple[bytes, Array]:
     return bytes([LATTICE]) + pack_lattice(lattice), to_codes(x, lattice)
 
 
-def from_integers(payload: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:
+def from_integers(payload: bytes | memoryview, shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:
     """Decode a payload: its head, then its block; see `to_integers`."""
-    kind, at, width = payload[0], 1, shape[1]
-    if kind == PATTERN:
-        codes = decode_block(payload[at:], (shape[0], width * (dtype.itemsize // 4)), np.dtype("<i4"))
-        return _unordered(codes, dtype)
-    if kind == LATTICE:
-        lattice, at = unpack_lattice(payload, at, width, dtype)
-        return _from_lattice(decode_block(payload[at:], shape, _codes_type(lattice)), lattice)
-    if kind in (PLAIN, WHOLE):
-        return decode_block(payload[at:], shape, np.dtype("<i8") if kind == WHOLE else dtype).astype(dtype, copy=False)
-    raise StreamError(f"a payload of kind {kind} does not exist")
+    kind, width, whole = payload[0], shape[1], dtype.kind in "iu"
+    if kind == PATTERN and not whole:
+        wide = (shape[0], width * (dtype.itemsize // 4))
+        return decode_block(payload[1:], wide, np.dtype("<i4"), lambda codes: _unordered(codes, dtype))
+    if kind == WHOLE and not whole:
+        return decode_block(payload[1:], shape, np.dtype("<i8"), lambda values: values.astype(dtype))
+    if kind == LATTICE and whole:
+        lattice, at = unpack_lattice(payload, 1, width, dtype)
+        return _from_lattice(payload[at:], shape, lattice)
+    if kind == PLAIN and whole:
+        return decode_block(payload[1:], shape, dtype)
+    raise StreamError(f"a payload of kind {kind} for samples of {dtype} does not exist")
 
 # %% ../../nbs/34_neural.lossless.ipynb #4575fa11
 def trial(x: Array, plans: tuple[Plan, ...], probes: int, reach: int = 0) -> list[int]:
     """Return the bytes that each plan needs for at most `probes` channels of an excerpt, shape (time, channel), the others being known."""
-    survey, x = np.zeros((3, x.shape[1]), np.int64), plain(x)
-    _survey(x, survey)
-    base = survey[0] // len(x)
-    drop = max(0, int((survey[2] - survey[1]).max()).bit_length() - MAX_MAGNITUDE.bit_length() + 1)
-    words = np.zeros((x.shape[1], len(x) + 2 * PAD), np.int32)
-    reals, sizes = np.zeros(words.shape), []
-    scatter(x, base, drop, words, reals, 0)
-    order, near = (
-        choose_neighbours(words[:, PAD:-PAD], max(p.neighbours for p in plans)) if len(words) > 1 else ([0], [[]])
-    )
+    turned, sizes = _turn(plain(x)), []
+    order, near = _order(turned.words[:, PAD:-PAD], max(p.neighbours for p in plans))
+    low, high = turned.low.tolist(), turned.high.tolist()
     picked = sorted({round(i) for i in np.linspace(len(order) - 1, len(order) / 4, probes)})
     for plan in plans:
-        low, high = (survey[1] - base) >> drop, (survey[2] - base) >> drop
-        sides = [
-            Side(order[i], near[i][: plan.neighbours], 0, int(low[order[i]]), int(high[order[i]]), 9) for i in picked
-        ]
-        sizes.append(len(code_channels(Channels(plan, reach, sides, words.copy(), reals.copy()), 0, len(x))))
+        sides = [Side(c, near[i][: plan.neighbours], 0, low[c], high[c], 9) for i, c in enumerate(order) if i in picked]
+        channels = Channels(plan, reach, sides, turned.words.copy(), turned.reals.copy())
+        sizes.append(len(code_channels(channels, 0, len(x))))
     return sizes
 
 # %% ../../nbs/34_neural.lossless.ipynb #5b6013ea
@@ -874,14 +1091,16 @@ class Adaptive(Codec):
             if len(payload) != 1 + shape[0] * shape[1] * dtype.itemsize:
                 raise StreamError(f"{len(payload) - 1} stored bytes do not make {shape} samples of {dtype}")
             return np.frombuffer(payload, dtype, offset=1).reshape(shape)
+        if len(payload) > shape[0] * shape[1] * dtype.itemsize:
+            raise StreamError(f"{len(payload)} bytes are more than {shape} samples of {dtype} ever need")
         try:
-            return self.restore(payload, shape, dtype)
+            return self.restore(memoryview(payload), shape, dtype)
         except (StreamError, MemoryError):
             raise
         except Exception as e:
             raise StreamError(f"{self.name} cannot decode this payload, it is damaged ({type(e).__name__}: {e})") from e
 
-    def restore(self, payload: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> Samples:
+    def restore(self, payload: memoryview, shape: tuple[int, int], dtype: np.dtype[Any]) -> Samples:
         """Decode a payload that is not stored; may raise anything if it is damaged."""
         return from_integers(payload, shape, dtype)
 
@@ -934,14 +1153,6 @@ class _Rounding:
     head: bytes
     integers: Array
     reach: int
-
-
-def _from_steps(index: NDArray[np.int64], step: float, dtype: np.dtype[Any]) -> Array:
-    """Samples from multiples of a step, in the samples' own type."""
-    if dtype.kind == "f":
-        return (index * step).astype(dtype)
-    info = np.iinfo(dtype)
-    return np.clip(index, info.min, info.max).astype(dtype)
 
 
 def _within(x: Array, y: Array, bound: float) -> bool:
@@ -1003,12 +1214,14 @@ class Bounded(Adaptive):
                 return payload
         return super().encode(x)
 
-    def restore(self, payload: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> Samples:
+    def restore(self, payload: memoryview, shape: tuple[int, int], dtype: np.dtype[Any]) -> Samples:
         """Decode a payload that is not stored; may raise anything if it is damaged."""
         if payload[0] == STEP:
             (step,) = struct.unpack_from("<d", payload, 1)
-            return _from_steps(decode_block(payload[9:], shape, np.dtype("<i8")), step, dtype)
+            if dtype.kind in "iu":
+                return decode_block(payload[9:], shape, dtype)
+            return decode_block(payload[9:], shape, np.dtype("<i8"), lambda index: (index * step).astype(dtype))
         if payload[0] == CODES:
             lattice, at = unpack_lattice(payload, 1, shape[1], dtype)
-            return _from_lattice(decode_block(payload[at:], shape, np.dtype(np.int64)), lattice)
+            return _from_lattice(payload[at:], shape, lattice)
         return super().restore(payload, shape, dtype)

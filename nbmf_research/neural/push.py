@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..coding.container import varint
 from ..core import InputError, StreamError
 from nbmf_research.neural.lossless import (
     ALIKE,
@@ -38,7 +39,7 @@ from .prediction import MAX_MAGNITUDE, PAD, START, STOP, Ints, choose_neighbours
 from .recordings import Lattice, from_codes, to_codes
 
 # %% auto #0
-__all__ = ['KEY', 'CHUNK', 'MOST', 'WIDEST', 'ROOM', 'TYPES', 'FEWEST', 'STEADY', 'SWIFT', 'pack_frame', 'split_frames',
+__all__ = ['KEY', 'CHUNK', 'MOST', 'WIDEST', 'STATE', 'ROOM', 'TYPES', 'FEWEST', 'STEADY', 'SWIFT', 'pack_frame', 'split_frames',
            'needed_past', 'Window', 'encode_into', 'decode_into', 'widen', 'pack_key', 'unpack_key', 'check_chunk',
            'first_window', 'StreamEncoder', 'open_frame', 'StreamDecoder']
 
@@ -46,14 +47,7 @@ __all__ = ['KEY', 'CHUNK', 'MOST', 'WIDEST', 'ROOM', 'TYPES', 'FEWEST', 'STEADY'
 KEY, CHUNK = 0xC7, 0xC8  # first byte of a frame
 MOST = 1 << 26  # samples of one chunk, all channels together
 WIDEST = 1 << 13  # channels
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])
+STATE = 1 << 29  # bytes of all predictors together
 
 
 def _read_varint(frame: bytes, at: int) -> tuple[int, int]:
@@ -87,7 +81,7 @@ def pack_frame(kind: int, samples: int, payload: bytes, before: int) -> tuple[by
     check : int
         Its checksum.
     """
-    head = bytes([kind]) + _varint(samples) + _varint(len(payload))
+    head = bytes([kind]) + varint(samples) + varint(len(payload))
     check = zlib.crc32(head + payload, 0 if kind == KEY else before)
     return head + struct.pack("<I", check) + payload, check
 
@@ -118,6 +112,12 @@ ROOM = 4096  # samples, all that an encoder looks at to choose neighbours
 def needed_past(plan: Plan) -> int:
     """Samples of the past that predictors of a plan still need."""
     return (1 << plan.log_block) + PAD
+
+
+def _too_large(plan: Plan, channels: int) -> bool:
+    """Whether predictors of so many channels, three tables of products each, would take more than `STATE` bytes."""
+    n = plan.own + 1 + min(plan.neighbours, channels - 1) * (plan.ahead + plan.behind + 1)
+    return plan.too_large(channels) or 24 * n * n * channels > STATE
 
 
 class Window:
@@ -173,6 +173,14 @@ def encode_into(window: Window, x: Array) -> bytes:
     return code_channels(c, start, window.used)
 
 
+def _finish(values: NDArray[np.int64], lattice: Lattice | None, dtype: np.dtype[Any]) -> Array:
+    """Samples of decoded numbers, which are codes if there is a lattice."""
+    if lattice is not None:
+        return from_codes(np.clip(values, 0, lattice.levels - 1).astype(np.uint32), lattice)
+    info = np.iinfo(dtype)
+    return np.clip(values, info.min, info.max)
+
+
 def decode_into(window: Window, payload: bytes, n: int, dtype: np.dtype[Any]) -> Array:
     """Decode a chunk of `n` samples."""
     window.make_room(n)
@@ -182,12 +190,12 @@ def decode_into(window: Window, payload: bytes, n: int, dtype: np.dtype[Any]) ->
         decode_quickly(c, payload, start, window.used)
     else:
         code_slowly(c, Coder(payload), start, window.used)
-    out, info = np.zeros((n, window.base.size), np.int64), np.iinfo(dtype)
-    gather(c.words, start, window.base, 0, np.zeros((0, 0), np.int64), out)
-    if window.lattice is not None:
-        codes = np.clip(out, 0, window.lattice.levels - 1).astype(np.uint32)
-        return from_codes(codes, window.lattice).astype(dtype)
-    return np.clip(out, info.min, info.max).astype(dtype)
+    out, rows = np.empty((n, window.base.size), dtype), max(1, ROOM // window.base.size)
+    for at in range(0, n, rows):
+        piece = np.empty((min(rows, n - at), window.base.size), np.int64)
+        gather(c.words, PAD + start + at, window.base, 0, piece)
+        out[at : at + rows] = _finish(piece, window.lattice, dtype)
+    return out
 
 # %% ../../nbs/34b_neural.push.ipynb #b6c51a5e
 TYPES = tuple(np.dtype(t) for t in ("|i1", "|u1", "<i2", "<u2", "<i4", "<u4"))
@@ -224,7 +232,7 @@ def pack_key(dtype: np.dtype[Any], window: Window) -> bytes:
     c.number(w.reach)
     code_sides(c, w.plan.neighbours, len(w.sides), w.sides)
     said = c.finish()
-    return _HEAD.pack(TYPES.index(dtype), bool(grid), len(w.sides)) + w.plan.pack() + grid + _varint(len(said)) + said
+    return _HEAD.pack(TYPES.index(dtype), bool(grid), len(w.sides)) + w.plan.pack() + grid + varint(len(said)) + said
 
 
 def unpack_key(payload: bytes) -> tuple[np.dtype[Any], Window, int]:
@@ -233,7 +241,7 @@ def unpack_key(payload: bytes) -> tuple[np.dtype[Any], Window, int]:
         raise StreamError("a key frame is too short: wait for a restart")
     code, grid, width = _HEAD.unpack_from(payload)
     plan, lattice = Plan.unpack(payload[_HEAD.size :]), None
-    if code >= len(TYPES) or not 0 < width <= WIDEST or plan.ahead:
+    if code >= len(TYPES) or not 0 < width <= WIDEST or plan.ahead or _too_large(plan, width):
         raise StreamError(f"a stream of {width} channels of type {code} with {plan} does not exist")
     at = _HEAD.size + len(plan.pack())
     if grid:
@@ -244,19 +252,29 @@ def unpack_key(payload: bytes) -> tuple[np.dtype[Any], Window, int]:
     return TYPES[code], Window(plan, reach, code_sides(c, plan.neighbours, width), lattice), at + size
 
 # %% ../../nbs/34b_neural.push.ipynb #fcca4ade
-def _check_stream(channels: int, dtype: np.dtype[Any], max_error: int, plan: Plan, lattice: Lattice | None) -> None:
+def _check_stream(
+    channels: int, dtype: np.dtype[Any], max_error: int, plan: Plan, key_every: int, lattice: Lattice | None
+) -> None:
     """Refuse a stream that cannot be."""
+    if key_every < 0:
+        raise InputError(f"key frames come every so many samples, or never (0), not every {key_every}")
     if dtype not in TYPES or not 0 < channels <= WIDEST:
         raise InputError(f"a stream has 1 to {WIDEST} channels of 8- to 32-bit integers, not {channels} of {dtype}")
     if plan.ahead or not 0 <= max_error <= MAX_MAGNITUDE // 4:
         raise InputError(f"a stream cannot look ahead, and has a bound from 0 up, not {plan.ahead} and {max_error}")
+    if _too_large(plan, channels):
+        raise InputError(f"predictors of {channels} channels with {plan} are too large; use a smaller plan")
     if lattice is not None and (len(lattice.phase) != channels or np.dtype(lattice.dtype) != dtype):
         raise InputError(f"a lattice of {len(lattice.phase)} channels of {lattice.dtype} does not fit this stream")
 
 
 def check_chunk(chunk: Array, width: int, dtype: np.dtype[Any]) -> Array:
     """Give a chunk as (time, channel) in the stream's type; `InputError` if it does not fit."""
-    x, info = np.asarray(chunk), np.iinfo(dtype)
+    info = np.iinfo(dtype)
+    try:
+        x = np.asarray(chunk)
+    except ValueError as e:
+        raise InputError(f"a chunk of this stream is (time, {width}) integers: {e}") from e
     x = x[:, None] if x.ndim == 1 else x
     if x.ndim != 2 or x.shape[1] != width or not 0 < x.size <= MOST or x.dtype.kind not in "iu":
         raise InputError(f"a chunk of this stream is (time, {width}) integers, this is {x.dtype}{x.shape}")
@@ -310,7 +328,7 @@ class StreamEncoder:
         lattice: Lattice | None = None,
     ) -> None:
         self.dtype = np.dtype(dtype).newbyteorder("<")
-        _check_stream(channels, self.dtype, max_error, plan, lattice)
+        _check_stream(channels, self.dtype, max_error, plan, key_every, lattice)
         self.width, self.reach, self.plan, self.key_every = channels, int(max_error), plan, key_every
         self.lattice = None if lattice is None else widen(lattice)
         self._window: Window | None = None
@@ -331,9 +349,10 @@ class StreamEncoder:
         if window is None or restart or unsettled or 0 < self.key_every <= self._since:
             self._settled = self._settled or len(x) + (window.used if window else 0) >= FEWEST
             window = first_window(x, window, self.dtype, self.plan, self.reach, self.lattice)
-            head, kind, self._window, self._since = pack_key(self.dtype, window), KEY, window, 0
+            head, kind, self._since = pack_key(self.dtype, window), KEY, 0
+        self._window = None  # should coding be interrupted, predictors are somewhere in between: begin anew
         frame, self._check = pack_frame(kind, len(x), head + encode_into(window, x), self._check)
-        self._since += len(x)
+        self._window, self._since = window, self._since + len(x)
         return frame
 
 # %% ../../nbs/34b_neural.push.ipynb #2bd74125
@@ -397,11 +416,9 @@ class StreamDecoder:
         """
         try:
             return self._decode(bytes(frame))
-        except MemoryError:
-            raise
-        except Exception as e:
+        except BaseException as e:
             self._window = None
-            if isinstance(e, StreamError):
+            if isinstance(e, StreamError | MemoryError) or not isinstance(e, Exception):
                 raise
             raise StreamError(f"this frame is damaged ({type(e).__name__}: {e}): wait for a restart") from e
 

@@ -840,18 +840,27 @@ def _misfit(v: NDArray[np.int64], codes: NDArray[np.int64], cast: bool, step: fl
 
 # %% ../../nbs/20_neural.recordings.ipynb #9e8b11ac
 @njit
-def _steps(v: NDArray[np.int64], codes: NDArray[np.int64], cast: bool) -> tuple[float, float]:
-    """The interval of steps that fit these codes; empty (1, 0) if none does."""
-    n, most = codes[-1] - codes[0], 1e-9 if cast else -1e-9  # a cast leaves both ends of its interval in
-    a, b = (v[-1] - v[0] - 2) / n, (v[-1] - v[0] + 2) / n
-    left, right = a, b
+def _flattest(v: NDArray[np.int64], codes: NDArray[np.int64], cast: bool, a: float, b: float) -> float:
+    """The step between `a` and `b` that misfits least; the misfit is convex."""
     for _ in range(120):
         third = (b - a) / 3
         if _misfit(v, codes, cast, a + third) <= _misfit(v, codes, cast, b - third):
             b -= third
         else:
             a += third
-    best = (a + b) / 2
+    return (a + b) / 2
+
+
+@njit
+def _steps(v: NDArray[np.int64], codes: NDArray[np.int64], cast: bool) -> tuple[float, float]:
+    """The interval of steps that fit these codes; empty (1, 0) if none does. Where some 64 of the values fit no step, all of them fit none: that ends most searches soon."""
+    n, most = codes[-1] - codes[0], 1e-9 if cast else -1e-9  # a cast leaves both ends of its interval in
+    a, b = (v[-1] - v[0] - 2) / n, (v[-1] - v[0] + 2) / n
+    left, right, apart = a, b, max(1, len(v) // 64)
+    few, few_codes = v[::apart].copy(), codes[::apart].copy()
+    if _misfit(few, few_codes, cast, _flattest(few, few_codes, cast, a, b)) > most + 1e-3:
+        return 1.0, 0.0
+    best = _flattest(v, codes, cast, a, b)
     if _misfit(v, codes, cast, best) > most:
         return 1.0, 0.0
     inner_left, inner_right = best, best
@@ -930,12 +939,23 @@ def _candidates(steps: tuple[float, float]) -> list[Fraction]:
     return [*(s for s in STRETCHED if low <= s <= high), _simplest(low, high), _simplest(low + third, high - third)]
 
 # %% ../../nbs/20_neural.recordings.ipynb #b670126f
+@njit
+def _phases(v: NDArray[np.int64], codes: NDArray[np.int64], p: int, q: int, cast: bool) -> tuple[int, int]:
+    """Lowest and highest phase at which values are those of their codes."""
+    low, high = np.int64(-(1 << 62)), np.int64(1 << 62)
+    for i in range(len(v)):
+        low = max(low, _least(v[i], q, cast) - codes[i] * p)
+        high = min(high, _least(v[i] + 1, q, cast) - 1 - codes[i] * p)
+    return int(low), int(high)
+
+
 def _place(fit: _Fit, step: Fraction, scale: int = 1) -> tuple[int, int, int, int, int, bool] | None:
     """Return the channel's column of the table for this step, code 0 at the lowest value; None if it is not exact."""
     p, q = scale * step.numerator, scale * step.denominator
-    pairs = list(zip(fit.values.tolist(), fit.codes.tolist()))
-    least = max(_least(v, q, fit.cast) - c * p for v, c in pairs)
-    most = min(_least(v + 1, q, fit.cast) - 1 - c * p for v, c in pairs)
+    largest = max(abs(int(v)) for v in (fit.values[0], fit.values[-1], fit.codes[0], fit.codes[-1]))
+    if (largest + 2) * max(p, q) >= 1 << 62:
+        return None
+    least, most = _phases(fit.values, fit.codes, p, q, fit.cast)
     if least > most:  # a cast may need a phase half way between those of multiples of 1 / q
         return _place(fit, step, 2) if fit.cast and scale == 1 else None
     phase = (least + most) // 2

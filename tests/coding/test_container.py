@@ -859,7 +859,7 @@ def forge(
     preamble = c.MAGIC + bytes([version])
     head = c._chunk(
         b"H",
-        c._varint(len(text) if size is None else size) + bytes(4),
+        c.varint(len(text) if size is None else size) + bytes(4),
         c._deflate(text, c.DICTIONARY),
         c.crc32c(preamble),
     )
@@ -871,7 +871,7 @@ def forge(
             rows.append((len(out), len(data), at.start, at.n, at.group, at.codec, struct.unpack("<I", data[-4:])[0]))
         out += data
     raw = c._pack_index(c._Table.of(rows, {}), len(preamble + head)) if index is None else index
-    chunk_ = c._chunk(b"I", c._varint(len(raw)), c._deflate(raw, b""), seed)
+    chunk_ = c._chunk(b"I", c.varint(len(raw)), c._deflate(raw, b""), seed)
     length = struct.pack("<I", len(chunk_))
     return out + chunk_ + length + struct.pack("<I", c.crc32c(length, struct.unpack("<I", chunk_[-4:])[0])) + c.END
 
@@ -949,13 +949,13 @@ def test_bombs_are_refused_in_little_memory() -> None:
         forge(HEADER, [(c.Block(0, 4, 0, 0).pack(), b"x")]),
         forge(HEADER, [(c.Block(5, 4, 7, 0).pack(), b"x" * 8)]),
         forge(HEADER, [(c.Block(5, 4, 0, 9).pack(), b"x" * 8)]),
-        forge(HEADER, [(b"\xff" * 20, b"x")], index=c._varint(1) + b"\x00\x30\x00\x04\x00\x01" + bytes(5)),
-        forge(HEADER, index=c._varint(2**50)),
+        forge(HEADER, [(b"\xff" * 20, b"x")], index=c.varint(1) + b"\x00\x30\x00\x04\x00\x01" + bytes(5)),
+        forge(HEADER, index=c.varint(2**50)),
         forge(HEADER, index=bytes(10)),
         forge(HEADER, index=b"\xff" * 30),
-        forge(HEADER, index=c._varint(1) + b"".join(map(c._varint, (0, 30, 2**55, 2**55, 0, 1))) + bytes(5)),
-        forge(HEADER, index=c._varint(1) + b"".join(map(c._varint, (2**55, 30, 0, 1, 0, 1))) + bytes(5)),
-        forge(HEADER, [ONE], index=c._varint(0) + c._varint(2**50)),
+        forge(HEADER, index=c.varint(1) + b"".join(map(c.varint, (0, 30, 2**55, 2**55, 0, 1))) + bytes(5)),
+        forge(HEADER, index=c.varint(1) + b"".join(map(c.varint, (2**55, 30, 0, 1, 0, 1))) + bytes(5)),
+        forge(HEADER, [ONE], index=c.varint(0) + c.varint(2**50)),
     ]
     for i, stream in enumerate(streams):
         tracemalloc.start()
@@ -985,7 +985,7 @@ def test_any_content_under_right_checksums_is_survived(head, body, index, own_in
 def test_searching_a_stream_full_of_markers_is_bounded() -> None:
     stream = c.pack_stream(np.zeros(10, np.int16), c.Metadata(1.0))
     seed = c.open_stream(stream)._blocks.opening.seed
-    frame = bytes([c.MARK]) + b"B" + c._varint(1 << 17) + bytes([0])
+    frame = bytes([c.MARK]) + b"B" + c.varint(1 << 17) + bytes([0])
     frame += struct.pack("<H", c.crc32c(frame, seed) & 0xFFFF)
     hostile = stream[:40] + frame * 20_000
     start = time.process_time()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import struct
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from hypothesis.extra import numpy as hnp
 
 from nbmf_research.core import InputError, StreamError
 from nbmf_research.neural.codec import (
+    CODEC_MODULES,
     CODECS,
     MAGIC,
     MAX_SAMPLES,
@@ -21,6 +25,7 @@ from nbmf_research.neural.codec import (
     Frame,
     Raw,
     Samples,
+    codec_names,
     create_codec,
     decompress,
     register_codec,
@@ -214,3 +219,26 @@ def test_input_that_does_not_fit_is_refused() -> None:
     with pytest.raises(InputError, match="dimensions time and channel"):
         create_codec("raw").compress(xr.DataArray(x, dims=("time", "trial")))
     assert decompress(memoryview(create_codec("raw").compress(x))).shape == (10, 2)  # type: ignore[arg-type]
+
+
+def test_a_codec_imports_its_own_module_alone() -> None:
+    code = (
+        "import sys; from nbmf_research.neural.codec import CODEC_MODULES, codec_names, create_codec; "
+        "create_codec('raw'); assert 'nbmf-max' in codec_names(); print([m for m in CODEC_MODULES if m in sys.modules]); "
+        "create_codec('zlib'); print([m for m in CODEC_MODULES if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600).stdout
+    assert out.split("\n")[:2] == ["[]", "['nbmf_research.neural.classical']"]
+
+
+def test_every_listed_codec_is_where_the_list_says() -> None:
+    for module, names in CODEC_MODULES.items():
+        importlib.import_module(module)
+        own = {n for n in CODECS if getattr(CODECS[n], "__module__", "") == module}
+        assert own == set(names), module
+    assert {*codec_names()} >= {n for names in CODEC_MODULES.values() for n in names} | {"raw"}
+
+
+def test_an_unknown_codec_gets_the_nearest_name() -> None:
+    with pytest.raises(InputError, match="nbmf-fast"):
+        create_codec("nbmf-fats")

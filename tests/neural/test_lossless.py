@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +22,13 @@ from nbmf_research.neural import lossless
 from nbmf_research.neural.codec import CODECS, create_codec, decompress
 from nbmf_research.neural.lossless import (
     ALIKE,
+    PLAIN,
     QUICK,
     Adaptive,
+    Coder,
     Plan,
+    Side,
+    code_sides,
     decode_block,
     encode_block,
     from_integers,
@@ -410,3 +417,117 @@ def test_a_wide_lattice_that_no_bound_can_be_spent_on_is_kept_whole(bound: float
     x = (rng.integers(-(2**29), 2**29, (1000, 2)) // 6 * 6).astype(np.int32)
     y = decompress(create_codec("nbmf-bounded", max_error=bound).compress(x)).values
     assert np.abs(y.astype(np.int64) - x).max() <= bound
+
+
+def peak(call: Callable[[], object]) -> int:
+    """Most bytes that were held during a call."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+ROOM = 2_500_000  # bytes, beside twice the samples: a section, tables, a predictor
+
+
+@pytest.mark.parametrize("kind", ["fast", "balanced", "lattice", "bounded", "floats", "whole", "uint16"])
+def test_decoding_takes_no_more_than_twice_the_samples(kind: str) -> None:
+    x = np.tile(made(4096, 8), (12, 1))
+    if kind == "lattice":
+        x = np.trunc(np.clip(x.astype(int) // 8 + 500, 0, 1023) * 65535 / 1023 - 32768).astype(np.int16)
+    elif kind in ("floats", "whole"):
+        x = (x * 0.195 if kind == "floats" else x).astype(np.float32)
+    elif kind == "uint16":
+        x = (x.astype(int) + 32768).astype(np.uint16)
+    codec = create_codec("nbmf-bounded", max_error=3) if kind == "bounded" else create_codec("nbmf-fast")
+    payload = (create_codec("nbmf-balanced") if kind == "balanced" else codec).encode(x)
+    codec.decode(payload, x.shape, x.dtype)  # tables are made once
+    assert peak(lambda: codec.decode(payload, x.shape, x.dtype)) < 2 * x.nbytes + ROOM
+
+
+def forged(plan: Plan, sides: list[Side], channels: int, reach: int = 0, drop: int = 0) -> bytes:
+    """A payload that makes claims about channels, and holds nothing else."""
+    c = Coder()
+    c.number(reach)
+    code_sides(c, plan.neighbours, channels, sides)
+    said = c.finish()
+    middle = len(said).to_bytes(4, "little") + said if plan.flags & QUICK else said
+    return bytes([PLAIN]) + plan.pack() + bytes([drop]) + middle
+
+
+@pytest.mark.parametrize("flags", [3, ALIKE + QUICK])
+def test_claims_that_cannot_be_are_refused_before_memory_is_asked_for(flags: int) -> None:
+    shape, codec = (1 << 20, 5), create_codec("nbmf-fast")
+    plain = [Side(c, list(range(c)), 0, -50, 50, 3) for c in range(5)]
+    wide = [*plain[:4], Side(4, [], 0, -40_000, 40_000, 3)]
+    away = [*plain[:4], Side(4, [], 32_700, -50, 200, 3)]
+    for payload in (
+        forged(Plan(8, flags=flags), wide, 5),
+        forged(Plan(8, flags=flags), away, 5),
+        forged(Plan(56, 4, 32, 32, flags=flags), plain, 5),
+        forged(Plan(8, flags=flags), plain, 5, drop=16),
+        bytes([PLAIN]) + bytes(10 * shape[0] + 1),
+    ):
+
+        def refuse(payload: bytes = payload) -> None:
+            with pytest.raises(StreamError):
+                codec.decode(payload, shape, np.dtype("<i2"))
+
+        assert peak(refuse) < 1_000_000
+
+
+@pytest.mark.parametrize("flags", [3, ALIKE + QUICK])
+def test_hostile_samples_take_no_more_than_twice_what_they_claim(flags: int) -> None:
+    shape, codec, rng = (1 << 17, 4), create_codec("nbmf-fast"), np.random.default_rng(0)
+    sides = [Side(c, list(range(c)), 0, -50, 50, 3) for c in range(4)]
+    for reach in (0, 7):
+        payload = forged(Plan(8, 3, 1, 1, flags=flags), sides, 4, reach) + rng.bytes(300)
+
+        def attempt(payload: bytes = payload) -> None:
+            with contextlib.suppress(StreamError):
+                codec.decode(payload, shape, np.dtype("<i2"))
+
+        attempt()
+        assert peak(attempt) < 2 * 2 * shape[0] * shape[1] + ROOM
+
+
+@pytest.mark.parametrize(
+    "plan", [Plan(16, 2, 2, 2, 6, 3, 2000), Plan(8, 3, 0, 1, 8, 2 + QUICK), Plan(8, 1, 4, 4, 4, 1)]
+)
+@pytest.mark.parametrize("reach", [0, 9])
+def test_sections_change_nothing(monkeypatch: pytest.MonkeyPatch, plan: Plan, reach: int) -> None:
+    x = made(3000, 4)
+    x[:, 2] = 7
+    block = encode_block(x, plan, reach)
+    whole = decode_block(block, x.shape, x.dtype)
+    assert np.abs(whole.astype(int) - x).max() <= reach
+    for section in (1, 100, 333):
+        monkeypatch.setattr(lossless, "SECTION", section)
+        assert np.array_equal(decode_block(block, x.shape, x.dtype), whole)
+
+
+def test_wide_samples_with_low_bits_come_back_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    x = rng.integers(-(2**31), 2**31, (1003, 3)).astype(np.int32)
+    block = encode_block(x, Plan(8, 1, 1, 1))
+    for piece in (1, 100, 1 << 15):
+        monkeypatch.setattr(lossless, "_PIECE", piece)
+        assert np.array_equal(decode_block(block, x.shape, x.dtype), x)
+
+
+def test_a_bound_that_leaves_the_range_of_the_samples() -> None:
+    x = np.where(np.arange(900)[:, None] % 7 < 3, 32767, -32768).astype(np.int16)
+    x = np.concatenate([x, made(900, 1)], 1)
+    for reach in (1, 40_000, 1 << 24):
+        for flags in (3, ALIKE + QUICK):
+            y = decode_block(encode_block(x, Plan(8, 1, 1, 1, flags=flags), reach), x.shape, x.dtype)
+            assert np.abs(y.astype(int) - x).max() <= reach
+
+
+def test_plans_that_no_decoder_takes_are_not_written() -> None:
+    with pytest.raises(InputError, match="regressors"):
+        encode_block(made(300, 5), Plan(56, 4, 32, 32))
+    with pytest.raises(InputError, match="neighbours"):
+        encode_block(np.zeros((5, 80), np.int16), Plan(8, 70))

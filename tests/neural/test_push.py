@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbmf_research.core import InputError, StreamError
+from nbmf_research.neural import push
 from nbmf_research.neural.lossless import ALIKE, CURVED, QUICK, Plan
 from nbmf_research.neural.push import (
     CHUNK,
@@ -233,7 +235,15 @@ def test_what_does_not_fit_is_refused_and_the_stream_goes_on() -> None:
     sender, receiver = StreamEncoder(2, "<i4"), StreamDecoder()
     x = walk(100, 2, dtype="<i4")
     receiver.push(sender.push(x[:50]))
-    for bad in (np.zeros((3, 3), int), np.zeros((0, 2), int), np.zeros((3, 2)), np.full((1, 2), 2**26)):
+    for bad in (
+        np.zeros((3, 3), int),
+        np.zeros((0, 2), int),
+        np.zeros((3, 2)),
+        np.full((1, 2), np.nan),
+        np.zeros((3, 2), bool),
+        np.full((1, 2), 2**26),
+        [[1, 2], [3]],
+    ):
         with pytest.raises(InputError):
             sender.push(bad)
     assert np.array_equal(receiver.push(sender.push(x[50:])), x[50:])
@@ -244,6 +254,8 @@ def test_what_does_not_fit_is_refused_and_the_stream_goes_on() -> None:
         lambda: StreamEncoder(2, max_error=-1),
         lambda: StreamEncoder(2, plan=Plan(8, 1, 1, 1)),
         lambda: StreamEncoder(2, lattice=find_lattice(x[:, :1])),
+        lambda: StreamEncoder(2, key_every=-1),
+        lambda: StreamEncoder(8000, plan=Plan(56, 8, 0, 22)),
     ):
         with pytest.raises(InputError):
             call()
@@ -261,3 +273,70 @@ def test_golden_stream() -> None:
 
 
 GOLDEN = 3403963475
+
+
+@pytest.mark.parametrize("plan", [STEADY, SWIFT])
+def test_a_thousand_pushes_leave_no_memory_behind(plan: Plan) -> None:
+    sender, receiver, x = StreamEncoder(2, plan=plan), StreamDecoder(), walk(3000, 2)
+
+    def pushes(n: int) -> int:
+        for i in range(n):
+            receiver.push(sender.push(x[2 * i % 2900 : 2 * i % 2900 + 20]))
+        return tracemalloc.get_traced_memory()[0]
+
+    pushes(400)  # the room is used up once, and neighbours are chosen
+    tracemalloc.start()
+    try:
+        before = pushes(250)
+        assert pushes(1000) - before < 50_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("what", [MemoryError, KeyboardInterrupt])
+def test_what_was_interrupted_begins_anew(monkeypatch: pytest.MonkeyPatch, what: type[BaseException]) -> None:
+    """A predictor that has moved on without its other half would give wrong samples that no checksum shows."""
+    x, sender, receiver = walk(200, 2), StreamEncoder(2), StreamDecoder()
+    receiver.push(sender.push(x[:50]))
+    for name in ("encode_into", "decode_into"):
+        whole = getattr(push, name)
+
+        def halfway(*a: object, whole=whole) -> None:
+            whole(*a)
+            raise what
+
+        with monkeypatch.context() as m:
+            m.setattr(push, name, halfway)
+            with pytest.raises(what):
+                receiver.push(sender.push(x[50:100]))
+        frame = sender.push(x[100:150])
+        if name == "encode_into":
+            assert frame[0] == KEY and np.array_equal(receiver.push(frame), x[100:150])
+        else:
+            assert receiver.lost
+            with pytest.raises(StreamError, match="restart"):
+                receiver.push(frame)
+
+
+def test_decoders_do_not_share_anything() -> None:
+    x, sender, first, second = walk(400, 3), StreamEncoder(3, key_every=100), StreamDecoder(), StreamDecoder()
+    frames = [sender.push(x[at : at + 50]) for at in range(0, 400, 50)]
+    for i, frame in enumerate(frames):
+        assert np.array_equal(first.push(frame), x[50 * i : 50 * i + 50])
+        if i > 1:
+            assert np.array_equal(second.push(frame), x[50 * i : 50 * i + 50])
+
+
+def test_a_small_frame_cannot_claim_a_large_state() -> None:
+    sender = StreamEncoder(2)
+    frame = sender.push(walk(50, 2))
+    payload = bytearray(frame[_bounds(frame, 0)[1] :])
+    payload[2:4] = (8192).to_bytes(2, "little")
+    payload[4 : 4 + len(STEADY.pack())] = Plan(56, 60, 0, 32).pack()
+    tracemalloc.start()
+    try:
+        with pytest.raises(StreamError, match="does not exist"):
+            StreamDecoder().push(pack_frame(KEY, 1, bytes(payload), 0)[0])
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
