@@ -186,8 +186,10 @@ def _open_stream(path: str, recover: bool = False) -> Any:
 
 
 def _info_stream(path: str, json: bool) -> None:
+    from nbmf_research.neural.lossy import stream_info
+
     with _open_stream(path) as s:
-        about = s.info(blocks=True)
+        about = stream_info(s, blocks=True)
     print(jsonlib.dumps({"path": path} | about, indent=1) if json else _describe_stream(path, about))
 
 
@@ -240,6 +242,8 @@ def _describe_stream(path: str, s: Mapping[str, Any]) -> str:
     own = f"{m['native_bits']}-bit" if m["native_bits"] else s["dtype"]
     words = "" if own == "int16" else f", {s['ratio_int16']:.2f} times than 16-bit words"
     codecs = [f"{p.get('codec', name)}{_options(p)}" for name, p in s["codecs"]]
+    if "quality" in s:
+        codecs = [f"{name} ({100 * share:.3g} %)" for name, share in s["quality"]["share"].items()]
     worst = [b["certificate"]["max_error"] for b in s["blocks"] if b.get("certificate")]
     seconds = f", {s['seconds']:.3f} s" if s["seconds"] else ""
     lines = [
@@ -255,7 +259,17 @@ def _describe_stream(path: str, s: Mapping[str, Any]) -> str:
             if known
             else "    lossy, errors not all stated"
         )
+    lines += _describe_quality(s["quality"], m) if "quality" in s else []
     return "\n".join([*lines, *(f"    {note}" for note in s["notes"])])
+
+
+def _describe_quality(q: Mapping[str, Any], m: Mapping[str, Any]) -> list[str]:
+    """Lines on a stream of lossy blocks."""
+    lines = [] if q["rmse"] is None else [f"    root-mean-square error {q['rmse']:.4g} {m['units']}"]
+    bands = ", ".join(f"{band} {100 * error:.2g} %" for band, error in q["band_power"].items())
+    lines += [f"    largest error of a block's band power: {bands}"] if bands else []
+    delay = f" ({q['delay_samples'] / m['sampling_rate']:.4g} s)" if m["sampling_rate"] else ""
+    return [*lines, f"    algorithmic delay: one block, {q['delay_samples']} samples{delay}"]
 
 
 def _options(parameters: Mapping[str, Any]) -> str:
@@ -273,6 +287,9 @@ def encode(
     *,
     codec: str = "nbmf-max",
     max_error: str | None = None,
+    ratio: float | None = None,
+    bits_per_sample: float | None = None,
+    snr_db: float | None = None,
     block_seconds: float | None = None,
     jobs: int = 0,
     resume: bool = False,
@@ -295,7 +312,13 @@ def encode(
     codec : str
         nbmf-max, nbmf-balanced, nbmf-fast, or another registered codec.
     max_error : str
-        Largest error of any sample, such as 5uV, 0.5mV, 2counts, or a number in the recording's units. Without it, every bit comes back.
+        Largest error of any sample, such as 5uV, 0.5mV, 2counts, or a number in the recording's units. Without it or another target, every bit comes back.
+    ratio : float
+        How many times smaller than 16-bit words the file shall be, all bytes counted; it is at most 2 percent smaller still. Coded by adaptive, or by a codec with a step.
+    bits_per_sample : float
+        The same as 16 over this.
+    snr_db : float
+        Signal-to-noise ratio that each block shall have, in decibels.
     block_seconds : float
         Length of a block, the unit of random access.
     jobs : int
@@ -317,17 +340,26 @@ def encode(
     dtype : str
         Sample type of raw files, such as int16.
     """
+    _encode_file(**locals())
+
+# %% ../nbs/69_cli.ipynb #f73f5b18
+_TARGETS = ("max_error", "ratio", "bits_per_sample", "snr_db", "block_seconds")
+
+
+def _encode_file(source: str, target: str, overwrite: bool, **options: Any) -> None:
+    """Do what `encode` was asked for."""
     from nbmf_research.neural.recordings import open_recording
     from nbmf_research.neural.streams import encode_recording
 
     out = _free_target(target or f"{source.rstrip('/').rpartition('.')[0] or source}.nbmf", source, overwrite)
-    options = _given(sampling_rate=sampling_rate, n_channels=n_channels, dtype=dtype)
-    kind = format or ("raw" if n_channels else None)
-    x = open_recording(source, stream=stream, segment=segment, format=kind, **options)
-    options = _given(max_error=max_error, block_seconds=block_seconds)
-    about = encode_recording(x, out, codec=codec, jobs=jobs, resume=resume, progress=True, **options)
-    rate = f"{about['bits_per_sample']:.3f} bits per sample"
-    print(f"{out}: {about['bytes']} bytes, {rate}, {about['ratio_int16']:.2f} times smaller than 16-bit words")
+    given = _given(**options)
+    about = {k: given[k] for k in ("sampling_rate", "n_channels", "dtype") if k in given}
+    kind = options["format"] or ("raw" if options["n_channels"] else None)
+    x = open_recording(source, stream=options["stream"], segment=options["segment"], format=kind, **about)
+    settings = {k: given[k] for k in ("codec", "jobs", "resume", *_TARGETS) if k in given}
+    done = encode_recording(x, out, progress=True, **settings)
+    rate = f"{done['bits_per_sample']:.3f} bits per sample"
+    print(f"{out}: {done['bytes']} bytes, {rate}, {done['ratio_int16']:.2f} times smaller than 16-bit words")
 
 # %% ../nbs/69_cli.ipynb #abb10fc0
 def _given(**options: Any) -> dict[str, Any]:
@@ -397,23 +429,47 @@ def _split_channels(source: str, channels: str | None) -> list[str] | list[int] 
         named = set(words) <= set(s.metadata.channels)
     return [int(w) for w in words] if not named and all(w.isdecimal() for w in words) else words
 
-
-def verify(path: str) -> None:
+# %% ../nbs/69_cli.ipynb #c89242b2
+def verify(path: str, *, against: str = "") -> None:
     """Decode every block of an .nbmf file; fails, and names the samples that are lost, if it is damaged.
 
     Parameters
     ----------
     path : str
         The .nbmf file.
+    against : str
+        The recording that it was made of: the errors that the blocks of a lossy file state are checked against it.
     """
     from nbmf_research.core import StreamError
 
     with _open_stream(path, recover=True) as s:
         report = s.verify()
-    print(f"{path}: {report}")
+        print(f"{path}: {report}")
+        _show_certificates(s, against) if report.ok else None
     if not report.ok:
         lost = sum((a.stop - a.start) * len(a.channels) for a in report.losses)
         raise StreamError(f"{path} is damaged: {lost} of {s.n_time * s.n_channels} values are lost")
+
+
+def _show_certificates(stream: Any, against: str) -> None:
+    """Print what the blocks of a lossy stream state, and check it where the original is given."""
+    from nbmf_research.core import InputError, StreamError
+    from nbmf_research.neural.lossy import chain_names, check_certificates, stream_info
+    from nbmf_research.neural.recordings import open_recording
+
+    if chain_names(stream):
+        about = stream_info(stream, blocks=True)
+        if "quality" in about:
+            print(f"    codec {_describe_stream('', about).partition('; codec ')[2]}")
+    elif against:
+        raise InputError("this file was not made with a target or a step; there are no stated errors to check")
+    if against:
+        check = check_certificates(stream, open_recording(against))
+        if check.violations:
+            raise StreamError(
+                f"{len(check.violations)} statements do not hold for {against}, the first: {check.violations[0]}"
+            )
+        print(f"the stated errors of all {_count(check.n_blocks, 'block')} hold for {against}")
 
 # %% ../nbs/69_cli.ipynb #fb53e5db
 def train(path: str, *, parameters: Mapping[str, str] | None = None) -> None:

@@ -129,6 +129,12 @@ def test_a_closed_pipe_is_no_error() -> None:
         ("encode a.h5 --max_error much", "an error bound is a number"),
         ("encode a.h5 --max_error 5uV", "does not fit a recording in counts"),
         ("encode a.h5 --max_error 5 --codec nbmf-fast", "keeps no error bound"),
+        ("encode a.h5 --ratio 20 --snr_db 20", "exclude each other"),
+        ("encode a.h5 --ratio 1000", "out of reach"),
+        ("encode a.h5 --ratio 0", "makes no sense"),
+        ("encode a.h5 --ratio much", "ratio"),
+        ("encode a.h5 --bits_per_sample 1 --max_error 3", "no other target"),
+        ("encode a.h5 --snr_db 20 --codec nbmf-fast", "no step"),
         ("encode a.h5 --block_seconds 0", "hold no sample"),
         ("encode a.h5 --block_seconds long", "block_seconds"),
         ("encode a.h5 --jobs -3", "jobs"),
@@ -316,6 +322,28 @@ def test_info_of_a_stream(clone: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "2 blocks of 1 channel group; codec nbmf-bounded (max_error=2)" in text and "largest error 1 uV" in text
     text = nbmf(capsys, "info", "a.nbmf")[1]
     assert "times smaller than 12-bit samples, " in text and "error" not in text and "no gaps" in text
+
+
+def test_a_target_its_certificates_and_the_original(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = walk(3000, 3)
+    save_recording(recording(x, 1000.0, units="uV", gain=0.5), clone / "a.h5")
+    save_recording(recording(x + np.int16(50), 1000.0, units="uV", gain=0.5), clone / "other.h5")
+    line = "encode a.h5 --ratio 8 --codec klt-dct --block_seconds 1"
+    code, out, err = nbmf(capsys, *line.split())
+    assert (code, err) == (0, "") and 8 <= 2 * x.size / (clone / "a.nbmf").stat().st_size <= 8 / 0.98
+    about = json.loads(nbmf(capsys, "info", "a.nbmf", "--json")[1])
+    assert about["codecs"] == [["neural", {"codec": "klt-dct", "fallback": ["nbmf-max"]}]]
+    assert about["quality"]["share"] == {"klt-dct": 1.0} and about["quality"]["delay_samples"] == 1000
+    assert all(b["chosen"] == "klt-dct" and b["band_power"] for b in about["blocks"])
+    text = nbmf(capsys, "info", "a.nbmf")[1]
+    assert "codec klt-dct (100 %)" in text and "root-mean-square error" in text and "one block, 1000 samples" in text
+    code, out, err = nbmf(capsys, "verify", "a.nbmf", "--against", "a.h5")
+    assert (code, err) == (0, "") and out.endswith("the stated errors of all 3 blocks hold for a.h5\n")
+    code, out, err = nbmf(capsys, "verify", "a.nbmf", "--against", "other.h5")
+    assert code == 2 and err.count("\n") == 1 and "do not hold for other.h5" in err
+    assert nbmf(capsys, "encode", "a.h5", "exact.nbmf")[0] == 0
+    code, _, err = nbmf(capsys, "verify", "exact.nbmf", "--against", "a.h5")
+    assert code == 2 and "no stated errors" in err
 
 
 def test_a_damaged_stream_is_named(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -251,6 +251,10 @@ CODEC_MODULES = {
     "nbmf_research.neural.lossless": ("nbmf-max", "nbmf-balanced", "nbmf-fast", "nbmf-bounded"),
     "nbmf_research.neural.adaptive": ("adaptive",),
     "nbmf_research.neural.autoencoder": ("autoencoder",),
+    "nbmf_research.neural.lstm": ("lstm",),
+    "nbmf_research.neural.transformer": ("transformer",),
+    "nbmf_research.neural.vae": ("vae",),
+    "nbmf_research.neural.bounded": ("nbmf-bounded-max", "nbmf-bounded-transform"),
 }
 _HOME = {name: module for module, names in CODEC_MODULES.items() for name in names}
 

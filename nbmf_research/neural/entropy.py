@@ -208,16 +208,27 @@ def conditional_bits(y: Tensor, log2_mean: Tensor) -> Tensor:
 
     Notes
     -----
-    The unit interval around `y` under a logistic of scale 0.18 + 0.72 m, the shape of the tables in `coding.tables`, without their wider zero bin.
+    Close to the tables of `coding.tables`. From a mean magnitude m of two thirds on: the unit interval around `y` under a logistic of scale 0.18 + 0.72 m. Below: mostly a narrower logistic, whose zero has the probability 1 - m.
     """
-    scale = 0.18 + 0.72 * torch.exp2(log2_mean.clamp(-12, 23))
-    a = y.abs()
+    m = torch.exp2(log2_mean.clamp(-12, 23))
+    wide, small = 0.18 + 0.72 * m, m.clamp_max(_SMALL)
+    narrow = torch.where(m < _SMALL, 0.5 / torch.log(2 / small - 1), wide)
+    a, b = _logistic_nats(y.abs(), narrow), _logistic_nats(y.abs(), wide)
+    mixed = -torch.logaddexp(torch.log1p(-0.3 * small) - a, torch.log(0.3 * small) - b)
+    return torch.as_tensor(torch.where(m < _SMALL, mixed, b) / float(np.log(2)))
+
+
+_SMALL = 2 / 3
+
+
+def _logistic_nats(a: Tensor, scale: Tensor) -> Tensor:
+    """Negative logarithm of the unit interval around values from 0 up, under a logistic."""
     upper, lower = torch.sigmoid((0.5 - a) / scale), torch.sigmoid(-(a + 0.5) / scale)
     far = functional.softplus((a - 0.5) / scale) - torch.log(
         -torch.expm1(-1 / scale)
     )  # where the difference underflows
     near = -torch.log((upper - lower).clamp_min(1e-12))
-    return torch.as_tensor(torch.where(a < 8 * scale, near, far) / float(np.log(2)))
+    return torch.where(a < 8 * scale, near, far)
 
 
 def compress_scaled(q: Ints, quarters: Ints) -> bytes:

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import safetensors
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -35,7 +37,7 @@ from ..training import Shard, register_task
 # %% auto #0
 __all__ = ['Floats', 'BEND_GRID', 'SAMPLE_GRID', 'WEIGHT_BITS', 'MAX_LATENT', 'MODELS', 'TRADE', 'WHITE', 'VERSION', 'mdct',
            'ModelConfig', 'LearnedModel', 'silence', 'model_class', 'make_model', 'components', 'excerpts',
-           'RateDistortion', 'ExactModel', 'save_model', 'load_model', 'exact_model', 'LearnedCodec', 'LearnedTask']
+           'RateDistortionTask', 'ExactModel', 'save_model', 'load_model', 'exact_model', 'LearnedCodec', 'LearnedTask']
 
 # %% ../../nbs/38_neural.learned.ipynb #386e5058
 Floats = NDArray[np.float64]
@@ -214,7 +216,7 @@ def excerpts(
 
 # %% ../../nbs/38_neural.learned.ipynb #10ea22fa
 @dataclass
-class RateDistortion:
+class RateDistortionTask:
     """Training of a learned model; a `training.Task`.
 
     Attributes
@@ -247,7 +249,7 @@ class RateDistortion:
 
     def loss(self, module: nn.Module, batch: Tensor, step: int) -> dict[str, Tensor]:
         """Bits and squared error a sample, and their weighted sum."""
-        out = module(batch)
+        out = module(batch, "straight")
         bits, error = out["bits"].sum() / batch.numel(), (out["x_hat"] - batch).square().mean()
         return {"loss": bits + error / self.trade, "bits": bits, "error": error}
 
@@ -331,15 +333,16 @@ def save_model(exact: ExactModel, path: str | Path) -> str:
 
 def load_model(path: str | Path, *, sha256: str | None = None) -> ExactModel:
     """Read what `save_model` wrote; damage, or another file than `sha256` names, is a `StreamError`."""
-    nets, arrays = load_parts(path, sha256=sha256)
     try:
-        about = json.loads(arrays.pop("about").tobytes())
-        model = make_model(about["model"], **about["config"])
+        with safetensors.safe_open(path, "np") as f:
+            about = json.loads(f.get_tensor("array.about").tobytes())
+        model = make_model(about["model"], **about["config"])  # its module knows its layers
+        nets, arrays = load_parts(path, sha256=sha256)
         g_s, bend = arrays.pop("g_s"), nets.pop("g_s_bend")
         floats = {k: torch.from_numpy(a) for k, a in arrays.items() if "." in k}
         model.load_state_dict(floats, strict=False)
         return ExactModel(model, g_s, bend, model.entropy.restore(nets, arrays))
-    except (KeyError, ValueError, TypeError, RuntimeError, InputError) as e:
+    except (KeyError, ValueError, TypeError, RuntimeError, InputError, SafetensorError) as e:
         raise StreamError(f"{Path(path).name} holds no learned model: {e}") from e
 
 # %% ../../nbs/38_neural.learned.ipynb #77ea8d8a
@@ -413,6 +416,8 @@ class LearnedCodec(SteppedCodec):
         z = np.zeros((kept, shape[0]))
         for part in _batches(z):
             end = 4 + int.from_bytes(rest[:4], "little")
+            if len(rest) < max(end, 4):
+                raise StreamError("the stream ends within a component; it is cut short")
             part[:] = model.decompress(rest[4:end], len(part), shape[0])
             rest = rest[end:]
         if rest:
@@ -427,7 +432,7 @@ def _batches(z: Floats) -> Iterator[Floats]:
 
 # %% ../../nbs/38_neural.learned.ipynb #54e8c815
 @register_task("neural.learned")
-class LearnedTask(RateDistortion):
+class LearnedTask(RateDistortionTask):
     """Train a learned model on data sets; `nbmf train` calls it.
 
     Parameters

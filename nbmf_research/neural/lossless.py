@@ -1175,7 +1175,8 @@ def _roundings(x: Array, bound: float) -> Iterator[_Rounding]:
     narrow = lattice is not None and lattice.levels.max() < MAX_MAGNITUDE // 2
     if lattice is not None and narrow and (lattice.table[0] != lattice.table[1]).any():
         step = float(lattice.step.max())
-        for r in (int(bound / step), int(bound / step) - 1):
+        most = int(min(bound / step, MAX_MAGNITUDE // 4))
+        for r in (most, most - 1):
             if r > 0 and (2 * r + 1) * step >= 2 * reach + 1:
                 yield _Rounding(bytes([CODES]) + pack_lattice(lattice), to_codes(x, lattice), r)
     if 2 * reach + 1 > step and int(x.max()) - int(x.min()) < MAX_MAGNITUDE // 2:

@@ -9,10 +9,12 @@ import json
 import math
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,13 +28,26 @@ from nbmf_research.coding.container import (
     Certificate,
     Channels,
     Stream,
+    channel_numbers,
     create_stream,
     from_recording,
     open_stream,
     register_block_codec,
 )
 from ..core import InputError, MissingDependencyError, NbmfError, atomic_path
-from .codec import codec_class, codec_names, create_codec
+from .codec import SampleCoder, codec_class, codec_names, create_codec
+from nbmf_research.neural.lossy import (
+    FALLBACK,
+    TOLERANCE,
+    Chain,
+    Goal,
+    certify,
+    deviation,
+    find_knob,
+    sample_errors,
+    stream_info,
+    to_type,
+)
 from nbmf_research.neural.recordings import (
     LAYOUT,
     UNITS,
@@ -46,7 +61,8 @@ from nbmf_research.neural.recordings import (
 
 # %% auto #0
 __all__ = ['COUNTS', 'BLOCK_VALUES', 'BLOCK_SAMPLES', 'GROUP_CHANNELS', 'SAVERS', 'RecordingBlock', 'parse_bound', 'BoundCheck',
-           'group_size', 'block_length', 'bounded_codec', 'encode_recording', 'open_nbmf', 'decode_recording']
+           'group_size', 'block_length', 'bounded_codec', 'lossy_chain', 'encode_recording', 'open_nbmf',
+           'decode_recording']
 
 # %% ../../nbs/35_neural.streams.ipynb #b1f8faf6
 @register_block_codec("neural")
@@ -57,15 +73,20 @@ class RecordingBlock(BlockCodec):
     ----------
     codec : str
         Registered name, such as ``"nbmf-max"``.
+    fallback : sequence of str, optional
+        Codecs for blocks on which it fails; with it, even if empty, blocks are coded by a `Chain`.
     **parameters
-        Of the codec; JSON values, since they go into the header.
+        Of the codec; JSON values, since they go into the header. Those of a chain are the encoder's alone and stay out of it.
     """
 
-    def __init__(self, codec: str = "nbmf-max", **parameters: Any) -> None:
+    def __init__(self, codec: str = "nbmf-max", *, fallback: Sequence[str] | None = None, **parameters: Any) -> None:
         missing = codec_class(codec).missing()
         if missing:
             raise MissingDependencyError(missing)
-        self.codec, self.options, self.coder = codec, parameters, create_codec(codec, **parameters)
+        self.codec, self.options = codec, parameters if fallback is None else {"fallback": list(fallback)}
+        self.coder: SampleCoder = (
+            create_codec(codec, **parameters) if fallback is None else Chain((codec, *fallback), **parameters)
+        )
         self.lossless = self.coder.kind == "lossless"
 
     def parameters(self) -> dict[str, Any]:
@@ -74,17 +95,13 @@ class RecordingBlock(BlockCodec):
 
     def encode_block(self, x: NDArray[Any]) -> bytes:
         """Encode samples, shape (time, channel); `InputError` for NaN or infinity where the codec promises nothing about them."""
-        if self.coder.kind == "lossy" and not np.isfinite(x).all():
+        if self.coder.kind == "lossy" and not isinstance(self.coder, Chain) and not np.isfinite(x).all():
             raise InputError(f"{self.codec} cannot code NaN or infinite samples; mask or interpolate them first")
         return self.coder.encode(x)
 
     def decode_block(self, payload: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
         """Decode to the stream's type."""
-        y = self.coder.decode(payload, shape, self.coder.decoded_dtype(dtype))
-        if dtype.kind == "f" or y.dtype == dtype:
-            return y.astype(dtype, copy=False)
-        limits = np.iinfo(dtype)
-        return np.clip(np.rint(y.astype(np.float64)), limits.min, limits.max).astype(dtype)
+        return to_type(self.coder.decode(payload, shape, self.coder.decoded_dtype(dtype)), dtype)
 
 # %% ../../nbs/35_neural.streams.ipynb #169172cf
 _BOUND = re.compile(r"\s*([-+.\deE]*\d\.?)\s*([^\d\s]\S*)?\s*")
@@ -111,6 +128,14 @@ def parse_bound(bound: float | str, x: xr.DataArray) -> float:
     InputError
         If it is no number from 0 up, or its unit does not fit the recording's.
     """
+    counts = _counts(bound, x)
+    whole = round(counts)
+    counts = float(whole) if abs(counts - whole) <= 1e-9 * max(1, whole) else counts
+    return float(math.floor(counts)) if x.dtype.kind in "iu" else counts
+
+
+def _counts(bound: float | str, x: xr.DataArray) -> float:
+    """An error in counts that on no channel is more than this number with or without a unit."""
     found = _BOUND.fullmatch(str(bound))
     try:
         value, unit = float(found[1]) if found else math.nan, (found[2] or "") if found else ""
@@ -120,11 +145,7 @@ def parse_bound(bound: float | str, x: xr.DataArray) -> float:
         raise InputError(
             f"an error bound is a number from 0 up, with or without a unit (5, 5uV, 2counts), not {bound!r}"
         )
-    factor = _factor(unit.replace("µ", "u").replace("μ", "u"), x)
-    counts = value * factor
-    whole = round(counts)
-    counts = float(whole) if abs(counts - whole) <= 1e-9 * max(1, whole) else counts
-    return float(math.floor(counts)) if x.dtype.kind in "iu" else counts
+    return value * _factor(unit.replace("µ", "u").replace("μ", "u"), x)
 
 
 def _factor(unit: str, x: xr.DataArray) -> float:
@@ -154,10 +175,7 @@ class BoundCheck:
 
     def __call__(self, original: NDArray[Any], decoded: NDArray[Any], gain: NDArray[Any]) -> Certificate:
         """Compare arrays of shape (time, channel); return the certificate, in units of ``raw * gain``. `NbmfError` if a sample is off by more than the bound."""
-        a, b = (v.astype(np.float64 if v.dtype.kind == "f" else np.int64) for v in (original, decoded))
-        same = (a == b) | (np.isnan(a) & np.isnan(b))
-        with np.errstate(invalid="ignore"):
-            error = np.where(same, 0, np.abs(a - b)).astype(np.float64)
+        error = sample_errors(original, decoded)
         if not error.max() <= self.bound:
             raise NbmfError(
                 f"a sample is off by {error.max():g} counts where {self.bound:g} are allowed; nothing was written. Please report this"
@@ -202,14 +220,25 @@ def block_length(width: int, sampling_rate: float, seconds: float | None = None)
 
 # %% ../../nbs/35_neural.streams.ipynb #8d482e2b
 class _Watched(RecordingBlock):
-    """Tells how many values it has coded."""
+    """Tells how many values it has coded, and does not decode a block twice that a chain has decoded already."""
 
-    tell: Callable[[int], object] = staticmethod(lambda values: None)
+    def __init__(self, tell: Callable[[int], object], codec: str, **parameters: Any) -> None:
+        super().__init__(codec, **parameters)
+        self.tell, self.kept = tell, dict[bytes, NDArray[Any]]()
 
     def encode_block(self, x: NDArray[Any]) -> bytes:
-        payload = super().encode_block(x)
+        if isinstance(self.coder, Chain):
+            payload, decoded, _ = self.coder.code(x)
+            if len(payload) < x.nbytes:  # else it is stored raw
+                self.kept[payload] = decoded
+        else:
+            payload = super().encode_block(x)
         self.tell(x.size)
         return payload
+
+    def decode_block(self, payload: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
+        decoded = self.kept.pop(payload, None)
+        return super().decode_block(payload, shape, dtype) if decoded is None else decoded
 
 
 @contextmanager
@@ -277,12 +306,191 @@ def _layout(
     return {"block_samples": step, "groups": groups}
 
 # %% ../../nbs/35_neural.streams.ipynb #fdad209a
+def lossy_chain(codec: str, goal: Goal, fallback: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Find the chain of codecs that a recording's blocks go through.
+
+    Parameters
+    ----------
+    codec : str
+        What was asked for; ``"nbmf-max"`` with a goal means the first of `FALLBACK`.
+    goal : Goal
+    fallback : sequence of str, optional
+        What stands behind it; those of `FALLBACK` that stand behind it there if left out.
+
+    Returns
+    -------
+    tuple of str
+        Names; none if the codec has no step, and needs no chain.
+
+    Raises
+    ------
+    InputError
+        If it has no step, and there is a goal or a fallback.
+    """
+    name = FALLBACK[0] if codec == "nbmf-max" and (goal or fallback is not None) else codec
+    made = codec_class(name)
+    if (made.kind, made.knob) != ("lossy", "step"):
+        if goal or fallback is not None:
+            fit = [n for n in codec_names("lossy") if codec_class(n).knob == "step"]
+            raise InputError(f"{codec} has no step that could be chosen; use one of {', '.join(fit)}")
+        return ()
+    behind = FALLBACK[FALLBACK.index(name) + 1 :] if name in FALLBACK else FALLBACK[1:]
+    return (name, *(behind if fallback is None else fallback))
+
+# %% ../../nbs/35_neural.streams.ipynb #1e8ce1ed
+@dataclass
+class _Job:
+    """What all passes over a recording have in common."""
+
+    x: xr.DataArray
+    layout: dict[str, Any]
+    certify: Callable[[NDArray[Any], NDArray[Any], NDArray[Any]], Certificate]
+    executor: Executor | None
+    bar: tqdm[Any]
+    resume: bool
+
+    def write(self, target: str | os.PathLike[str] | BinaryIO, block_codec: _Watched) -> None:
+        """Write the stream."""
+        x, n, step = self.x, self.x.shape[0], self.layout["block_samples"]
+        self.bar.reset(total=x.size)
+        options = self.layout | {"certify": self.certify, "executor": self.executor, "resume": self.resume}
+        with create_stream(target, from_recording(x), x.dtype, codecs=[block_codec], **options) as w:
+            if w.n_time > n:
+                raise InputError(f"the part file holds {w.n_time} samples, the recording {n}; do not resume")
+            self.bar.update(w.n_time * x.shape[1])
+            for start in range(w.n_time, n, step):
+                w.append(x[start : start + step].values)
+
+    def excerpt(self, most: int) -> list[NDArray[Any]]:
+        """Blocks of all groups at about `most` places, evenly over the recording."""
+        step, groups, width = self.layout["block_samples"], self.layout["groups"], self.x.shape[1]
+        starts = range(0, self.x.shape[0], step)
+        chosen = (
+            [starts[(2 * i + 1) * len(starts) // (2 * most)] for i in range(most)] if len(starts) > most else starts
+        )
+        columns = (
+            [list(range(a, min(a + groups, width))) for a in range(0, width, groups)]
+            if isinstance(groups, int)
+            else groups
+        )
+        parts = (self.x[a : a + step].values for a in chosen)
+        return [np.ascontiguousarray(p[:, list(c)], p.dtype.newbyteorder("<")) for p in parts for c in columns]
+
+# %% ../../nbs/35_neural.streams.ipynb #2902d709
+_EXCERPT = 4  # places of the search
+_MANY = 8  # places, from which on the search begins with an excerpt
+_BLOCK_BYTES = 36  # frame, head and index of a block, about
+
+
+def _first_step(job: _Job, make: Callable[[float], _Watched], bits: float) -> float:
+    """A step to begin with: on long recordings one that meets the target on an excerpt."""
+    long = job.x.shape[0] > _MANY * job.layout["block_samples"]
+    blocks = job.excerpt(_EXCERPT if long else 1)
+    spread = [deviation(b) for b in blocks if np.isfinite(b).all()]
+    step = 0.3 * max(spread, default=0.0) or 1.0
+    if not long:
+        return step
+    total = sum(b.size for b in blocks)
+
+    def measure(step: float) -> float:
+        coder = make(step)
+        payloads = (job.executor.map if job.executor else map)(coder.coder.encode, blocks)
+        return sum(8 * (len(p) + _BLOCK_BYTES) for p in payloads) / total
+
+    middle = (1 - TOLERANCE / 2) * bits
+    return find_knob(measure, step, 0.995 * middle, 1.005 * middle, slope=-1.0) or step
+
+
+@contextmanager
+def _rewritable(target: str | os.PathLike[str] | BinaryIO) -> Iterator[Path]:
+    """A path that may be written several times; the target gets what is there at the end."""
+    if isinstance(target, str | os.PathLike):
+        if Path(target).is_dir():
+            raise InputError(f"{Path(target).name} is a folder; give the name of a file")
+        with atomic_path(target) as part:
+            yield part
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        part = Path(folder) / "stream.nbmf"
+        yield part
+        with part.open("rb") as f:
+            shutil.copyfileobj(f, target)
+
+
+def _write_sized(
+    job: _Job, target: str | os.PathLike[str] | BinaryIO, make: Callable[[float], _Watched], bits: float
+) -> None:
+    """Write a stream of so many bits a sample, at most `TOLERANCE` less."""
+    if job.resume:
+        raise InputError("a target of size is met by writing several times, which cannot be resumed; leave resume out")
+    written: list[float] = []
+    with _rewritable(target) as part:
+
+        def measure(step: float) -> float:
+            job.write(part, make(step))
+            written[:] = [step, 8 * part.stat().st_size / job.x.size]
+            return written[1]
+
+        step = find_knob(measure, _first_step(job, make, bits), (1 - TOLERANCE) * bits, bits, slope=-1.0)
+        if step is None:
+            raise InputError(
+                f"{bits:.3g} bits a sample are out of reach for this recording: the smallest stream made has {written[1]:.3g}; ask for less, or make the blocks longer"
+            )
+        if step != written[0]:
+            measure(step)
+
+# %% ../../nbs/35_neural.streams.ipynb #7daa3ae2
+def _chain_maker(
+    job: _Job, chain: Sequence[str], goal: Goal, parameters: dict[str, Any]
+) -> Callable[[float], _Watched]:
+    """How to make the block codec of a chain with a step."""
+    more = sorted(parameters.keys() - {"step"})
+    if more or ("step" in parameters and (goal.bits or goal.snr_db is not None)):
+        raise InputError(f"a chain of codecs takes a step, and none with a target; not so: {', '.join(more) or 'step'}")
+
+    def make(step: float) -> _Watched:
+        return _Watched(
+            job.bar.update,
+            chain[0],
+            fallback=chain[1:],
+            step=step,
+            goal=goal,
+            sampling_rate=job.x.attrs["sampling_rate"],
+        )
+
+    return make
+
+
+def _write_chain(
+    job: _Job, target: str | os.PathLike[str] | BinaryIO, chain: Sequence[str], goal: Goal, parameters: dict[str, Any]
+) -> None:
+    """Write a stream of lossy blocks."""
+    make = _chain_maker(job, chain, goal, parameters)
+    if goal.bits:
+        return _write_sized(job, target, make, goal.bits)
+    block_codec = make(parameters.get("step", 1.0))
+    if goal.snr_db is not None and isinstance(block_codec.coder, Chain):
+        first = job.excerpt(1)[0]
+        coded = block_codec.coder.code(first)
+        block_codec.coder.looseness = coded.step / goal.most_noise(first) if coded.step else 6.0
+    return job.write(target, block_codec)
+
+# %% ../../nbs/35_neural.streams.ipynb #c5fec65e
+def _goal(x: xr.DataArray, parameters: dict[str, Any]) -> Goal:
+    """Take the fields of a goal out of the parameters."""
+    given = {f.name: parameters.pop(f.name) for f in fields(Goal) if f.name in parameters}
+    if given.get("max_rmse") is not None:
+        given["max_rmse"] = _counts(given["max_rmse"], x)
+    return Goal(**given)
+
+# %% ../../nbs/35_neural.streams.ipynb #2afbe51b
 def encode_recording(
     x: xr.DataArray,
     target: str | os.PathLike[str] | BinaryIO,
     *,
     codec: str = "nbmf-max",
     max_error: float | str | None = None,
+    fallback: Sequence[str] | None = None,
     block_seconds: float | None = None,
     groups: int | Sequence[Sequence[int]] | None = None,
     jobs: int = 1,
@@ -302,44 +510,38 @@ def encode_recording(
         Registered name; `codec_names` lists them.
     max_error : float or str, optional
         Largest error of any sample, see `parse_bound`; checked in every block.
+    fallback : sequence of str, optional
+        Codecs for blocks on which a lossy codec fails; see `lossy_chain`.
     block_seconds : float, optional
         Length of a block; see `block_length` for the default.
     groups : int or sequence of sequences of int, optional
         Channels that are coded together: a number, or lists of channel numbers. Default: at most `GROUP_CHANNELS`.
     jobs : int
         Threads that encode; 0 is one for each core. The bytes are the same.
-    resume : bool
-        Go on from the part file of a run that was killed with the same settings.
-    progress : bool
-        Show a bar on stderr if that is a terminal.
+    resume, progress : bool
+        Go on from the part file of a run that was killed with the same settings; show a bar on stderr if that is a terminal.
     **parameters
-        Of the codec.
+        One target of a `Goal`, such as ``ratio=20``, ``snr_db=20`` or ``bits_per_sample=0.8``, its floors ``min_snr_db`` and ``max_rmse`` (a number in units, or text as for a bound), and parameters of the codec.
 
     Returns
     -------
     dict
-        ``open_stream(target).info()``.
-
-    Raises
-    ------
-    InputError
-        If something does not fit together, or the part file belongs to another recording.
+        `stream_info` of what was written. What does not fit together, or is out of reach, raises `InputError`.
     """
-    n_time, n_channels = check_recording(x).shape
+    goal, rate = _goal(check_recording(x), parameters), x.attrs["sampling_rate"]
+    if max_error is not None and (goal or fallback is not None):
+        raise InputError("max_error bounds every sample, and goes with no other target, floor or fallback")
+    chain = lossy_chain(codec, goal, fallback) if max_error is None else ()
     name, own, bound = bounded_codec(codec, max_error, x)
-    block_codec = _Watched(name, **parameters, **own)
-    layout = _layout(x, groups, block_seconds)
-    options: dict[str, Any] = {**layout, "certify": BoundCheck(bound), "resume": resume}
+    check = (lambda a, b, gain: certify(a, b, gain, rate)) if chain else BoundCheck(bound)
     with _workers(jobs) as executor, _bar(x.size, "encode", progress) as bar:
-        block_codec.tell = bar.update
-        with create_stream(target, from_recording(x), x.dtype, codecs=[block_codec], executor=executor, **options) as w:
-            if w.n_time > n_time:
-                raise InputError(f"the part file holds {w.n_time} samples, the recording {n_time}; do not resume")
-            bar.update(w.n_time * n_channels)
-            for start in range(w.n_time, n_time, layout["block_samples"]):
-                w.append(x[start : start + layout["block_samples"]].values)
+        job = _Job(x, _layout(x, groups, block_seconds), check, executor, bar, resume)
+        if chain:
+            _write_chain(job, target, chain, goal, parameters)
+        else:
+            job.write(target, _Watched(bar.update, name, **parameters, **own))
     with open_stream(target) as s:
-        return s.info()
+        return stream_info(s)
 
 # %% ../../nbs/35_neural.streams.ipynb #a55dfc35
 def open_nbmf(path: str | os.PathLike[str], *, recover: bool = False) -> xr.DataArray:
@@ -378,16 +580,14 @@ def _save_raw(x: xr.DataArray, path: Path) -> None:
 @contextmanager
 def _whole_files(file: Path) -> Iterator[Path]:
     """Write a file, and the ``.json`` beside it, under another name; rename both when all went well."""
-    part = file.with_name(f".{file.stem}.part{file.suffix}")
-    written = (part.with_suffix(".json"), part)
-    try:
-        yield part
-        for p in written:
-            if p.exists():
-                p.replace(p.with_name(p.name.replace(part.stem, file.stem, 1)))
-    finally:
-        for p in written:
-            p.unlink(missing_ok=True)
+    with atomic_path(file) as part:
+        beside = part.with_suffix(".json")
+        try:
+            yield part
+            if beside.exists():
+                beside.replace(file.with_suffix(".json"))
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 SAVERS: dict[str, Callable[[xr.DataArray, Path], None]] = {
@@ -435,19 +635,7 @@ def decode_recording(
         reader = _Decoder(s, executor, bar.update)
         x = recording(reader, s.metadata.sampling_rate, **s.metadata.recording_options(), gaps=s.gaps)
         x = crop(x, start, s.n_time if stop is None else stop)
-        x = x if channels is None else x.isel(channel=_numbers(channels, s.metadata.channels))
+        x = x if channels is None else x.isel(channel=channel_numbers(channels, s.metadata.channels, once=True))
         bar.reset(total=x.size)
         with _whole_files(file) as part:
             SAVERS[file.suffix.lower()](x, part)
-
-
-def _numbers(channels: Channels, names: Sequence[str]) -> list[int]:
-    """Channel numbers, of numbers or names."""
-    known = {name: i for i, name in enumerate(names)}
-    found = [known.get(c, -1) if isinstance(c, str) else int(c) for c in channels]
-    wrong = [str(c) for c, i in zip(channels, found) if not 0 <= i < len(names)]
-    if wrong or len(set(found)) < len(found) or not found:
-        raise InputError(
-            f"channels are named once each, of the {len(names)} in the stream; not so: {wrong or list(channels)}"
-        )
-    return found

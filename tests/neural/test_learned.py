@@ -27,10 +27,10 @@ def lfp() -> np.ndarray:
     return np.asarray(simulate("lfp", seconds=8.0, seed=1).recording.values)
 
 
-def train(lfp: np.ndarray, folder: Path, steps: int, seed: int = 0) -> le.RateDistortion:
+def train(lfp: np.ndarray, folder: Path, steps: int, seed: int = 0) -> le.RateDistortionTask:
     seed_everything(seed)
     parts = [le.components(lfp)]
-    task = le.RateDistortion(le.make_model("autoencoder", **SMALL), parts, parts, batch=8, frames=64)
+    task = le.RateDistortionTask(le.make_model("autoencoder", **SMALL), parts, parts, batch=8, frames=64)
     quiet = training.LogConfig(progress=False)
     training.fit(
         task, training.TrainConfig(str(folder), steps, seed, optimizer=training.OptimizerConfig(4e-3), log=quiet)
@@ -64,7 +64,7 @@ def test_training_lowers_the_loss_and_reaches_every_parameter(
     trained: le.LearnedModel, lfp: np.ndarray, tmp_path: Path
 ) -> None:
     fresh = train(lfp, tmp_path / "b", 1)
-    now = le.RateDistortion(trained, fresh.sources, fresh.held, batch=8, frames=64)
+    now = le.RateDistortionTask(trained, fresh.sources, fresh.held, batch=8, frames=64)
     shard = training.Shard()
     assert now.validate(trained.eval(), shard)["loss"] < 0.95 * fresh.validate(fresh.module.eval(), shard)["loss"]
     trained.zero_grad()

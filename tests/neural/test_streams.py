@@ -183,8 +183,12 @@ def test_a_lossy_codec_is_rounded_clipped_and_certified() -> None:
         y, [block] = s.read(), s.info(blocks=True)["blocks"]
     error = np.abs(y.astype(int) - x.values).max() * 0.5
     assert error <= block["certificate"]["max_error"] <= error * 1.001
+    nan = made(100, 2, "float32")
+    assert c.open_stream(encoded(nan, codec="dct")).read().tobytes() == nan.values.tobytes()
+    with pytest.raises(InputError, match="add a lossless codec"):
+        encoded(nan, codec="dct", fallback=[])
     with pytest.raises(InputError, match="NaN"):
-        encoded(made(100, 2, "float32"), codec="dct")
+        streams.RecordingBlock("dct").encode_block(nan.values)
 
 
 # ---- bounds
