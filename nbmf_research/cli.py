@@ -22,9 +22,9 @@ from . import __version__
 
 # %% auto #0
 __all__ = ['Profile', 'LATTICE_BYTES', 'Command', 'Tree', 'COMMANDS', 'GROUPS', 'FREE', 'OPEN', 'KNOWN', 'bench_list',
-           'bench_run', 'bench_report', 'bench_site', 'bench_redraw', 'bench_readme', 'data_list', 'data_get', 'info',
-           'encode', 'decode', 'verify', 'train', 'docstring_help', 'add_command', 'build_parser', 'split_parameters',
-           'explain', 'main']
+           'bench_run', 'bench_report', 'bench_site', 'bench_redraw', 'bench_readme', 'models_list', 'models_card',
+           'data_list', 'data_get', 'info', 'encode', 'decode', 'verify', 'train', 'docstring_help', 'add_command',
+           'build_parser', 'split_parameters', 'explain', 'main']
 
 # %% ../nbs/69_cli.ipynb #6e648aed
 Profile: TypeAlias = Literal["smoke", "cpu", "gpu"]
@@ -111,6 +111,30 @@ def bench_readme(*, check: bool = False) -> None:
     from nbmf_research import bench, site
 
     print(site.readme(bench.find_root(), check=check))
+
+# %% ../nbs/69_cli.ipynb #4f9a8492
+def models_list() -> None:
+    """List the weights of learned codecs, those of the package and one's own: name, codec, model id, size, and their folder."""
+    from nbmf_research.neural.weights import list_weights
+
+    rows = [
+        (w.name, str(w.card["model"]), w.model_id.hex(), f"{w.card['bytes'] / 1000:.1f}", str(w.path.parent))
+        for w in list_weights()
+    ]
+    print(_table(("name", "codec", "model id", "kB", "where"), rows))
+
+
+def models_card(name: str) -> None:
+    """Print a model card: training, data and split, figures, limits, SHA-256.
+
+    Parameters
+    ----------
+    name : str
+        Name of the weights; nbmf models list shows them.
+    """
+    from nbmf_research.neural.weights import find_weights
+
+    print(jsonlib.dumps(find_weights(name).card, indent=1))
 
 # %% ../nbs/69_cli.ipynb #482b7580
 def data_list() -> None:
@@ -312,7 +336,7 @@ def encode(
     codec : str
         nbmf-max, nbmf-balanced, nbmf-fast, or another registered codec.
     max_error : str
-        Largest error of any sample, such as 5uV, 0.5mV, 2counts, or a number in the recording's units. Without it or another target, every bit comes back.
+        Largest error of any sample, such as 5uV, 0.5mV, 2counts, or a number in the recording's units. Without it or another target, every bit comes back. Coded by nbmf-bounded; nbmf-bounded-max is smaller and ten times slower.
     ratio : float
         How many times smaller than 16-bit words the file shall be, all bytes counted; it is at most 2 percent smaller still. Coded by adaptive, or by a codec with a step.
     bits_per_sample : float
@@ -502,6 +526,7 @@ COMMANDS: Tree = {
         "readme": bench_readme,
     },
     "data": {"list": data_list, "get": data_get},
+    "models": {"list": models_list, "card": models_card},
     "encode": encode,
     "decode": decode,
     "info": info,
@@ -511,6 +536,7 @@ COMMANDS: Tree = {
 GROUPS = {
     "bench": "Run the benchmarks and build the report.",
     "data": "Public recordings.",
+    "models": "Weights of learned codecs.",
     "": "Learned compression of neural recordings, with a guarantee.",
 }
 FREE = ("parameters",)  # arguments that are filled from options which no parser knows

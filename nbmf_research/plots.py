@@ -30,7 +30,16 @@ KNOWN: tuple[str, ...] = (
     *("klt-dct", "wavelet", "dct", "sz3", "zfp", "wavpack-hybrid", "bound", "klt-wavelet"),
     *("flac", "wavpack", "pcodec", "zstd", "adaptive", "autoencoder", "blosc", "mtscomp"),
     *("xz", "raw", "zlib", "delta-zstd", "nbmf-fast", "nbmf-balanced", "nbmf-max", "delta-blosc"),
-    *("flac-stereo", "quantised", "nbmf-bounded"),
+    *(
+        "flac-stereo",
+        "quantised",
+        "nbmf-bounded",
+        "nbmf-bounded-max",
+        "nbmf-bounded-transform",
+        "lstm",
+        "transformer",
+        "vae",
+    ),
 )
 
 

@@ -86,6 +86,16 @@ def test_an_interrupt_is_one_line_and_130(clone: Path) -> None:
     assert published(clone) == [] and not list((clone / "_smoke").glob(".run*"))
 
 
+def test_models_are_listed_and_have_cards(capsys: pytest.CaptureFixture[str]) -> None:
+    code, listed, _ = nbmf(capsys, "models", "list")
+    assert code == 0 and listed.startswith("name")
+    assert all(name in listed for name in ("adaptive", "autoencoder", "lstm", "transformer", "vae"))
+    code, card, _ = nbmf(capsys, "models", "card", "adaptive")
+    assert code == 0 and len(json.loads(card)["sha256"]) == 64
+    code, _, err = nbmf(capsys, "models", "card", "adaptve")
+    assert code == 2 and "no weights are called 'adaptve'" in err
+
+
 def test_a_closed_pipe_is_no_error() -> None:
     line = f"{NBMF} data list | head -n 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
@@ -98,7 +108,7 @@ def test_a_closed_pipe_is_no_error() -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("", "one of {bench,data,encode,decode,info"),
+        ("", "one of {bench,data,models,encode,decode,info"),
         ("bnch", "'bnch'"),
         ("bench", "one of {list,run,redraw,report,site"),
         ("bench run", "required: name; see --help"),

@@ -348,7 +348,7 @@ def load_model(path: str | Path, *, sha256: str | None = None) -> ExactModel:
 # %% ../../nbs/38_neural.learned.ipynb #77ea8d8a
 _HEAD = struct.Struct("<B4sdI")  # version, model id, step, components
 VERSION = 2
-_WEAKEST = 1 / 3  # spread of a component worth keeping, in steps
+_WEAKEST = 1 / 16  # spread of a component worth keeping, in steps: a slow one gathers in few latents
 _BATCH = 2**20  # samples that the network takes at once
 _LARGEST = 2.0**29  # of a mean, in steps
 

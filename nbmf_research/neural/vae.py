@@ -78,7 +78,7 @@ class VAE(LearnedModel):
     """
 
     Config = VaeConfig
-    encoder = ("g_a", "g_a_bend", "spread")
+    encoder = ("g_a", "g_a_bend", "spread", "g_s", "g_s_bend", "entropy")  # to predict errors, it decodes as well
     entropy: Hyperprior
 
     def __init__(self, config: VaeConfig | None = None) -> None:

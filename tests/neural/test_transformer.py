@@ -114,7 +114,9 @@ def test_training_reproduces(lfp: np.ndarray) -> None:
     def once() -> list[float]:
         torch.manual_seed(3)
         source = [learned.components(lfp)]
-        task = learned.RateDistortionTask(learned.make_model("transformer", **SMALL), source, source, batch=4, frames=20)
+        task = learned.RateDistortionTask(
+            learned.make_model("transformer", **SMALL), source, source, batch=4, frames=20
+        )
         optimiser, losses = torch.optim.Adam(task.module.parameters(), 1e-3), []
         for number in range(3):
             optimiser.zero_grad()
