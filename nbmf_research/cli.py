@@ -279,7 +279,7 @@ def _describe_stream(path: str, s: Mapping[str, Any]) -> str:
     known = None not in worst
     if worst:
         lines.append(
-            f"    largest error {max(worst):g} {m['units']}, certified in {len(worst)} blocks"
+            f"    largest error {max(worst):g} {m['units']}, certified in {_count(len(worst), 'block')}"
             if known
             else "    lossy, errors not all stated"
         )

@@ -108,7 +108,7 @@ def test_a_closed_pipe_is_no_error() -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("", "one of {bench,data,models,encode,decode,info"),
+        ("", "one of {bench,data,models,encode,decode"),
         ("bnch", "'bnch'"),
         ("bench", "one of {list,run,redraw,report,site"),
         ("bench run", "required: name; see --help"),

@@ -163,6 +163,7 @@ def test_kill_minus_nine_costs_only_the_steps_since_the_last_checkpoint(tmp_path
 
 TWO = """
 import sys
+import torch
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from test_training import T, config, made
@@ -171,8 +172,12 @@ changes = {"optimizer": T.OptimizerConfig(learning_rate=1e-2)} if len(sys.argv) 
 try:
     r = T.fit(made(stop), config(folder, **changes))
     assert r.metrics["rank"] == 0.5, r.metrics
+    interrupted = False
 except KeyboardInterrupt:
-    sys.exit(0 if stop >= 0 else 1)
+    interrupted = True
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()  # its threads must not outlive the interpreter
+sys.exit(0 if interrupted == (stop >= 0) else 1)
 """
 
 

@@ -45,7 +45,7 @@ def rhythm(n: int, channels: int, scale: float, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     t = np.arange(n)[:, None]
     shared = np.sin(t / 5 + rng.uniform(0, 6, channels)) + np.sin(t / 41)
-    smooth = np.apply_along_axis(np.convolve, 0, rng.normal(size=(n, channels)), np.hanning(7), "same")
+    smooth = np.apply_along_axis(np.convolve, 0, rng.normal(size=(n, channels)), np.hanning(7), "same")[:n]
     return scale * (shared + 0.5 * smooth)
 
 

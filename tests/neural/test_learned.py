@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -163,9 +162,9 @@ def test_damage_and_nonsense(lfp: np.ndarray, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NBMF_MODEL_DIR", str(tmp_path / "models"))
-    yield tmp_path / "models"
+    return tmp_path / "models"
 
 
 CONFIG = """
@@ -210,5 +209,5 @@ def test_weights_that_are_not_what_their_card_says(own: Path, tmp_path: Path, lf
 
 
 def test_sets_without_a_validation_part_are_refused() -> None:
-    with pytest.raises(InputError, match="unknown|no .*set"):
+    with pytest.raises(InputError, match=r"unknown|no .*set"):
         le.LearnedTask(sets=["nowhere"])

@@ -446,14 +446,6 @@ def test_certificates_of_real_blocks_hold() -> None:
     assert check_short_blocks(300)[1] == 0
 
 
-@real
-@pytest.mark.real
-@pytest.mark.slow
-def test_certificates_of_a_hundred_thousand_real_blocks_hold() -> None:
-    blocks, wrong = check_short_blocks(100_000)
-    assert blocks >= 100_000 and wrong == 0
-
-
 def measure_targets() -> None:
     """Print how targets are met on validation items, and what is not payload at 20x."""
     for name in ("eeg64_runs", "eeg21", "eeg64_subjects"):
