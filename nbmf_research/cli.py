@@ -508,9 +508,20 @@ def train(path: str, *, parameters: Mapping[str, str] | None = None) -> None:
     """
     from nbmf_research.training import train as run
 
-    folder = run(path, parameters or {})
+    try:
+        folder = run(path, parameters or {})
+    finally:
+        _leave_processes()
     if os.environ.get("RANK", "0") == "0":
         print(folder)
+
+
+def _leave_processes() -> None:
+    """End the group of processes that train together: its threads must not outlive the interpreter."""
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 # %% ../nbs/69_cli.ipynb #6d7b7234
 Command: TypeAlias = Callable[..., None]

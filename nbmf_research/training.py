@@ -1041,11 +1041,7 @@ def train(config: str, overrides: Mapping[str, str] | None = None) -> Path:
     Path
         The run's folder; see `fit` for what lies in it and what can go wrong.
     """
-    try:
-        return Path(run_config(read_config(config, overrides)).folder)
-    finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()  # its threads must not outlive the interpreter
+    return Path(run_config(read_config(config, overrides)).folder)
 
 # %% ../nbs/11_training.ipynb #45506d45
 @dataclass(frozen=True)
