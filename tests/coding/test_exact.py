@@ -13,6 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from exactness import as_tensor, check_however_it_is_run, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,36 +85,11 @@ def inputs(net: ex.ExactSequential, seed: int, steps: int = 48) -> np.ndarray:
     return x
 
 
-def as_tensor(x: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(x).float()
-
-
-def same(y: torch.Tensor, want: np.ndarray) -> bool:
-    return np.array_equal(y.cpu().numpy().astype(np.int64), want)
-
-
 @settings(deadline=None, max_examples=50)
 @given(st.integers(0, 2**32), st.integers(0, 2**32))
 def test_any_network_equals_the_integer_reference_however_it_is_run(net_seed, seed):
     net = random_net(net_seed)
-    x = inputs(net, seed)
-    want, t = net.reference(x), as_tensor(x)
-    assert same(net(t), want)
-    assert want.min() >= net.spans[-1].lo and want.max() <= net.spans[-1].hi
-    assert same(torch.cat([net(row[None]) for row in t]), want)
-    assert same(net(t.transpose(0, 2).contiguous().transpose(0, 2)), want)
-    assert same(net(torch.stack([t, t], -1)[..., 0]), want)
-    before = torch.backends.mkldnn.set_flags(False)
-    assert same(net(t), want)
-    torch.backends.mkldnn.set_flags(before[0])
-    threads = torch.get_num_threads()
-    torch.set_num_threads(3 - min(threads, 2))
-    assert same(net(t), want)
-    torch.set_num_threads(threads)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = net(t)
-    assert same(y, want) and y.dtype == torch.float32
-    assert same(net.double()(t.double()), want)
+    check_however_it_is_run(net, inputs(net, seed))
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from contract import ODD_INPUTS, check_damage, check_finer_steps, check_odd_input, check_steps_without_sense
 
 from nbmf_research import training
 from nbmf_research.core import InputError, StreamError, seed_everything
@@ -112,46 +113,18 @@ def test_batches_and_threads_do_not_matter(lfp: np.ndarray, monkeypatch: pytest.
     assert np.allclose(codec.decompress(small).values, first)
 
 
-@pytest.mark.parametrize(
-    "x",
-    [
-        np.zeros((1, 1), np.int16),
-        np.full((300, 4), -7.25, np.float32),
-        np.tile([[-32768], [32767]], (150, 2)).astype(np.int16),
-        np.random.default_rng(0).normal(size=(70, 90)).astype(np.float32),
-    ],
-)
+@pytest.mark.parametrize("x", ODD_INPUTS)
 def test_odd_inputs_survive(x: np.ndarray) -> None:
-    codec = ae.AutoencoderCodec(step=max(float(np.abs(x).max()) / 50, 0.01))
-    y = codec.decompress(codec.compress(x)).values
-    assert y.shape == x.shape and np.isfinite(y).all() and np.abs(y - x).max() < 12 * codec.step
+    check_odd_input(ae.AutoencoderCodec, x, within=12)
 
 
 def test_finer_steps_give_better_copies(lfp: np.ndarray) -> None:
-    sd = float(lfp.std())
-    points = []
-    for part in (1, 4, 16):
-        codec = ae.AutoencoderCodec(step=sd / part)
-        stream = codec.compress(lfp)
-        points.append((len(stream), snr_db(lfp, codec.decompress(stream).values)))
-    assert (np.diff(points, axis=0) > 0).all()
+    check_finer_steps(ae.AutoencoderCodec, lfp)
 
 
 def test_damage_and_nonsense(lfp: np.ndarray, tmp_path: Path) -> None:
-    codec = ae.AutoencoderCodec(step=float(lfp.std()))
-    stream = codec.compress(lfp[:500])
-    for broken in (stream[:-1], stream[:30]):
-        with pytest.raises(StreamError):
-            codec.decompress(broken)
-    payload = codec.encode(lfp[:500])
-    for size in (0, 5, 20, len(payload) - 4):
-        with pytest.raises(StreamError):
-            codec.decode(payload[:size], (500, lfp.shape[1]), np.dtype("<f4"))
-    for bad in (0.0, -1.0, np.nan):
-        with pytest.raises(InputError):
-            ae.AutoencoderCodec(step=bad)
-    with pytest.raises(InputError):
-        ae.AutoencoderCodec(step=1e-6).compress(lfp[:100])
+    check_damage(ae.AutoencoderCodec, lfp)
+    check_steps_without_sense(ae.AutoencoderCodec, lfp)
     with pytest.raises(InputError):
         ae.AutoencoderConfig(stride=16, latents=17)
     with pytest.raises(InputError, match="autoencoder"):

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from contract import ODD_INPUTS, check_damage, check_finer_steps, check_odd_input, check_steps_without_sense
 
-from nbmf_research.core import InputError, StreamError
+from nbmf_research.core import InputError
 from nbmf_research.metrics import snr_db
 from nbmf_research.neural import learned as nl
 from nbmf_research.neural import lstm
@@ -151,45 +152,18 @@ def test_the_release_codes_and_batches_do_not_matter(lfp: np.ndarray, monkeypatc
     assert np.abs(codec.decompress(codec.compress(lfp[:3000])).values - first).max() < 3 * codec.step
 
 
-@pytest.mark.parametrize(
-    "x",
-    [
-        np.zeros((1, 1), np.int16),
-        np.full((300, 4), -7.25, np.float32),
-        np.tile([[-32768], [32767]], (150, 2)).astype(np.int16),
-        np.random.default_rng(0).normal(size=(70, 90)).astype(np.float32),
-    ],
-)
+@pytest.mark.parametrize("x", ODD_INPUTS)
 def test_odd_inputs_survive(x: np.ndarray) -> None:
-    codec = lstm.LstmCodec(step=max(float(np.abs(x).max()) / 50, 0.01))
-    y = codec.decompress(codec.compress(x)).values
-    assert y.shape == x.shape and np.isfinite(y).all() and np.abs(y - x).max() < 12 * codec.step
+    check_odd_input(lstm.LstmCodec, x, within=12)
 
 
 def test_finer_steps_give_better_copies(lfp: np.ndarray) -> None:
-    points = []
-    for part in (1, 4, 16):
-        codec = lstm.LstmCodec(step=float(lfp.std()) / part)
-        stream = codec.compress(lfp)
-        points.append((len(stream), snr_db(lfp, codec.decompress(stream).values)))
-    assert (np.diff(points, axis=0) > 0).all()
+    check_finer_steps(lstm.LstmCodec, lfp)
 
 
 def test_damage_and_nonsense(lfp: np.ndarray) -> None:
-    codec = lstm.LstmCodec(step=float(lfp.std()))
-    stream = codec.compress(lfp[:500])
-    for broken in (stream[:-1], stream[:30]):
-        with pytest.raises(StreamError):
-            codec.decompress(broken)
-    payload = codec.encode(lfp[:500])
-    for size in (0, 5, 20, len(payload) - 4):
-        with pytest.raises(StreamError):
-            codec.decode(payload[:size], (500, lfp.shape[1]), np.dtype("<f4"))
-    for bad in (0.0, -1.0, np.nan):
-        with pytest.raises(InputError):
-            lstm.LstmCodec(step=bad)
-    with pytest.raises(InputError):
-        lstm.LstmCodec(step=1e-6).compress(lfp[:100])
+    check_damage(lstm.LstmCodec, lfp)
+    check_steps_without_sense(lstm.LstmCodec, lfp)
     for config in ({"hidden": 10}, {"latents": 66}, {"bands": 0}, {"memory": 0}, {"depth": 1}):
         with pytest.raises(InputError):
             nl.make_model("lstm", **config)

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from contract import ODD_INPUTS, check_damage, check_finer_steps, check_odd_input
 
-from nbmf_research.core import InputError, StreamError
+from nbmf_research.core import InputError
 from nbmf_research.metrics import snr_db
 from nbmf_research.neural import learned
 from nbmf_research.neural import transformer as tf
@@ -198,39 +199,16 @@ def test_released_weights_are_small_and_described(released: None) -> None:
 
 
 def test_finer_steps_give_better_copies(released: None, lfp: np.ndarray) -> None:
-    sd, points = float(lfp.std()), []
-    for part in (1, 4, 16):
-        codec = tf.TransformerCodec(step=sd / part)
-        stream = codec.compress(lfp[:4000])
-        points.append((len(stream), snr_db(lfp[:4000], codec.decompress(stream).values)))
-    assert (np.diff(points, axis=0) > 0).all()
+    check_finer_steps(tf.TransformerCodec, lfp[:4000])
 
 
-@pytest.mark.parametrize(
-    "x",
-    [
-        np.zeros((1, 1), np.int16),
-        np.full((300, 4), -7.25, np.float32),
-        np.tile([[-32768], [32767]], (150, 2)).astype(np.int16),
-        np.random.default_rng(0).normal(size=(70, 90)).astype(np.float32),
-    ],
-)
+@pytest.mark.parametrize("x", ODD_INPUTS)
 def test_odd_inputs_survive(released: None, x: np.ndarray) -> None:
-    codec = tf.TransformerCodec(step=max(float(np.abs(x).max()) / 50, 0.01))
-    y = codec.decompress(codec.compress(x)).values
-    assert y.shape == x.shape and np.isfinite(y).all() and np.abs(y - x).max() < 20 * codec.step
+    check_odd_input(tf.TransformerCodec, x, within=20)
 
 
 def test_damage_and_nonsense(released: None, lfp: np.ndarray) -> None:
-    codec = tf.TransformerCodec(step=float(lfp.std()))
-    stream = codec.compress(lfp[:500])
-    for broken in (stream[:-1], stream[:30]):
-        with pytest.raises(StreamError):
-            codec.decompress(broken)
-    payload = codec.encode(lfp[:500])
-    for size in (0, 5, 20, len(payload) - 6):
-        with pytest.raises(StreamError):
-            codec.decode(payload[:size], (500, lfp.shape[1]), np.dtype("<f4"))
+    check_damage(tf.TransformerCodec, lfp)
 
 
 @pytest.mark.parametrize(
