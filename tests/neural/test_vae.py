@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from contract import ODD_INPUTS, check_damage, check_finer_steps, check_odd_input, check_steps_without_sense
 from torch.distributions import Normal, kl_divergence
 
 from nbmf_research import training
@@ -58,7 +59,7 @@ def test_beta_rises(task: vae.VariationalTask) -> None:
     for step in (0, 10, 20, 40):
         torch.manual_seed(0)
         out = task.loss(task.module, x, step)
-        values.append(float(out["loss"] - out["error"] / le.TRADE))
+        values.append(float((out["loss"] - out["error"] / le.TRADE).detach()))
     assert values[0] == pytest.approx(0, abs=1e-6) and values[1] == pytest.approx(values[2] / 2, rel=1e-4)
     assert values[2] == pytest.approx(values[3], rel=1e-4)
 
@@ -104,6 +105,11 @@ def test_decoding_is_exact_and_the_spread_is_kept(task: vae.VariationalTask, tmp
     assert torch.equal(again.model.posterior(part)[1], task.module.eval().posterior(part)[1])
 
 
+@pytest.mark.parametrize("x", ODD_INPUTS)
+def test_odd_inputs_survive(x: np.ndarray) -> None:
+    check_odd_input(vae.VaeCodec, x, within=12)
+
+
 def test_the_codec() -> None:
     x = simulate("lfp", seconds=4.0, seed=5).recording.values
     qualities = []
@@ -115,3 +121,6 @@ def test_the_codec() -> None:
         decompress(stream[:-1])
     with pytest.raises(InputError):
         vae.VaeConfig(dropout=-1)
+    check_finer_steps(vae.VaeCodec, x)
+    check_damage(vae.VaeCodec, x)
+    check_steps_without_sense(vae.VaeCodec, x)
