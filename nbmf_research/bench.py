@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -31,12 +31,14 @@ from tqdm import tqdm
 
 import nbmf_research
 from .core import InputError, NbmfError, atomic_path, pick_device, provenance, require, seed_everything
+from .neural.catalogue import CATALOGUE
 from .results import PROFILES, Results, Row, read_results, tidy_rows, write_results
 
 # %% auto #0
-__all__ = ['COMMON', 'T', 'SMOKE', 'read_parameters', 'resolve_parameters', 'reached_modules', 'source_hash', 'drawing_hash',
-           'Benchmark', 'find_root', 'find_benchmark', 'list_benchmarks', 'report_paths', 'Markdown', 'table', 'banner',
-           'Run', 'start', 'BenchmarkError', 'run', 'stale', 'report', 'build_site', 'redraw']
+__all__ = ['COMMON', 'T', 'SMOKE', 'read_parameters', 'resolve_parameters', 'package_sources', 'reached_modules', 'codecs_of',
+           'Snapshot', 'snapshot', 'source_hash', 'drawing_hash', 'Benchmark', 'find_root', 'find_benchmark',
+           'list_benchmarks', 'report_paths', 'Markdown', 'table', 'banner', 'Run', 'start', 'BenchmarkError', 'run',
+           'stale', 'report', 'build_site', 'redraw']
 
 # %% ../nbs/64_bench.ipynb #f3e7f292
 COMMON = ("profile", "seed", "device", "data_dir", "out")
@@ -191,7 +193,7 @@ def _read_text(text: str, default: Any) -> Any:
         return text
 
 # %% ../nbs/64_bench.ipynb #1faf5300
-_NO_NUMBER = ("bench", "cli", "site", "plots")
+_NO_NUMBER = ("bench", "cli", "site", "plots", "catalogue")
 
 
 def _imported(code: str, module: str) -> set[str]:
@@ -209,22 +211,36 @@ def _imported(code: str, module: str) -> set[str]:
     return names
 
 
-def reached_modules(code: str) -> dict[str, bytes]:
-    """Modules of this package that code imports, directly or through others, with their source, by name in order."""
+def package_sources() -> dict[str, bytes]:
+    """Source of each module of this package that can change a number, by its full name."""
     folder = Path(str(nbmf_research.__file__)).parent
-    files = {
-        ".".join(("nbmf_research", *p.relative_to(folder).with_suffix("").parts)): p
+    return {
+        ".".join(("nbmf_research", *p.relative_to(folder).with_suffix("").parts)): p.read_bytes().replace(
+            b"\r\n", b"\n"
+        )
         for p in folder.rglob("*.py")
-        if p.name[0] != "_"
+        if p.name[0] != "_" and p.stem not in _NO_NUMBER
     }
+
+
+def reached_modules(
+    code: str, codecs: Iterable[str] = (), sources: Mapping[str, bytes] | None = None
+) -> dict[str, bytes]:
+    """Modules of this package that code imports, directly or through others, and those of the codecs named, with their source, by name in order."""
+    files = package_sources() if sources is None else sources
     found: dict[str, bytes] = {}
-    todo = _imported(code, "") & files.keys()
+    todo = (_imported(code, "") | {CATALOGUE[name].module for name in codecs}) & files.keys()
     while todo:
         name = todo.pop()
-        if name not in found and name.split(".")[-1] not in _NO_NUMBER:
-            found[name] = files[name].read_bytes().replace(b"\r\n", b"\n")
+        if name not in found:
+            found[name] = files[name]
             todo |= _imported(found[name].decode(), name) & files.keys()
     return dict(sorted(found.items()))
+
+
+def codecs_of(rows: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Codecs of `neural.catalogue` that a record's rows name in their column ``codec``, alone or among other words."""
+    return {word for row in rows for word in str(row.get("codec", "")).split() if word in CATALOGUE}
 
 
 _WRITES = re.compile(r"(?:(\w+) *= *)?run\.write\(")
@@ -237,26 +253,51 @@ def _parts(path: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
     return cells[: last + 1], cells[last + 1 :]
 
 
-def source_hash(path: str | os.PathLike[str]) -> str:
-    """Hash the code cells of a template that measure, and the modules that they reach.
+class Snapshot(NamedTuple):
+    """What a benchmark's numbers can depend on, as it was at one moment.
+
+    Attributes
+    ----------
+    cells : list of str
+        The template's cells that measure.
+    modules : dict of str to bytes
+        See `package_sources`.
+    """
+
+    cells: list[str]
+    modules: dict[str, bytes]
+
+    def hash(self, rows: Iterable[Mapping[str, Any]]) -> str:
+        """SHA-256, 64 hex digits, of the cells, the modules that they reach, and those of the codecs in the rows that were measured."""
+        digest = hashlib.sha256()
+        for cell in self.cells:
+            digest.update(cell.encode() + b"\0")
+        for name, source in reached_modules("\n".join(self.cells), codecs_of(rows), self.modules).items():
+            digest.update(name.encode() + b"\0" + source + b"\0")
+        return digest.hexdigest()
+
+
+def snapshot(path: str | os.PathLike[str]) -> Snapshot:
+    """Read a template's measuring cells and the package's modules."""
+    return Snapshot(_parts(path)[0], package_sources())
+
+
+def source_hash(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]] = ()) -> str:
+    """Hash what a record depends on.
 
     Parameters
     ----------
     path : path-like
         The template.
+    rows : sequence of dict
+        The record's rows, for the codecs in them.
 
     Returns
     -------
     str
-        SHA-256, 64 hex digits. Markdown cells, outputs, cells below ``run.write`` and modules out of reach do not enter; see `reached_modules`.
+        See `Snapshot.hash`. Markdown cells, outputs, cells below ``run.write``, modules out of reach and codecs that were not measured do not enter.
     """
-    digest = hashlib.sha256()
-    cells = _parts(path)[0]
-    for cell in cells:
-        digest.update(cell.encode() + b"\0")
-    for name, source in reached_modules("\n".join(cells)).items():
-        digest.update(name.encode() + b"\0" + source + b"\0")
-    return digest.hexdigest()
+    return snapshot(path).hash(rows)
 
 
 def drawing_hash(path: str | os.PathLike[str]) -> str:
@@ -449,7 +490,7 @@ def _write(run: Run, rows: list[Row], data: dict[str, Any]) -> Results:
         data=data,
         machine=stamp["machine"],
         versions=stamp["versions"],
-        source_hash=source_hash(run.template),
+        source_hash=source_hash(run.template, rows),
         command=_command(run, real=not data["simulated"]),
         rows=rows,
     )
@@ -687,7 +728,7 @@ def _error_path(job: _Job) -> Path:
     return job.root / "_smoke" / "errors" / f"{job.name}.{job.profile}.ipynb"
 
 # %% ../nbs/64_bench.ipynb #fb4f212b
-def _checked(job: _Job, digest: str) -> Results:
+def _checked(job: _Job, before: Snapshot) -> Results:
     """Read the record and hold it against what was asked."""
     if not job.record.exists():
         _fail(job, "it ended without writing its results; a template ends with run.write(rows, ...)")
@@ -705,7 +746,7 @@ def _checked(job: _Job, digest: str) -> Results:
         _fail(job, f"its results do not echo the parameter {wrong[0]}: {asked!r} was asked for, {used!r} is recorded")
     if (results.benchmark, results.profile) != (job.name, job.profile):
         _fail(job, f"its results call themselves {results.benchmark} ({results.profile})")
-    if results.source_hash != digest:
+    if not results.source_hash == before.hash(results.rows) == source_hash(job.benchmark.path, results.rows):
         _fail(job, "the template or the package changed while it ran; run it again")
     return results
 
@@ -863,9 +904,9 @@ def run(name: str, profile: str = "smoke", overrides: Mapping[str, Any] | None =
     scratch.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".run-{os.getpid()}-", dir=scratch, ignore_cleanup_errors=True) as folder:
         job = _job(name, profile, overrides or {}, Path(folder))
-        digest = source_hash(job.benchmark.path)
+        before = snapshot(job.benchmark.path)
         _execute(job)
-        return _publish(job, _checked(job, digest))
+        return _publish(job, _checked(job, before))
 
 # %% ../nbs/64_bench.ipynb #163ef60d
 def _publish(job: _Job, results: Results) -> Path:
@@ -907,7 +948,7 @@ def stale(name: str, profile: str) -> str | None:
     if not (notebook.is_file() and record.is_file()):
         return "it was never run"
     results = read_results(record)
-    if results.source_hash != source_hash(found.path):
+    if results.source_hash != source_hash(found.path, results.rows):
         return "the template or the package has changed since"
     if any(results.parameters.get(k) != v for k, v in found.parameters.items() if k not in ("profile", "out")):
         return "it was run with other parameters than the template's"
@@ -999,7 +1040,7 @@ def _measured(found: Benchmark, profile: str) -> Results:
     if not (notebook.is_file() and record.is_file()):
         raise InputError(f"{found.name} was never run: nbmf bench run {found.name} --profile {profile}")
     results = read_results(record)
-    if results.source_hash != source_hash(found.path):
+    if results.source_hash != source_hash(found.path, results.rows):
         raise InputError(
             f"{found.name} ({profile}) cannot be redrawn: the code that measures has changed since, so its numbers are not of this code; run it again"
         )

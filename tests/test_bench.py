@@ -204,6 +204,9 @@ def test_source_hash_sees_code_and_package_but_not_prose(clone: Path, monkeypatc
     assert moved == {"core.py", "neural/codec.py", "neural/by_name.py"}, (
         "what the template reaches, directly, through others, or by name"
     )
+    (package / "neural" / "adaptive.py").write_text("x = 1\n")
+    measured = bench.source_hash(path, [{"codec": "adaptive"}])
+    assert measured != before == bench.source_hash(path), "of the codecs, those that were measured"
     (package / "core.py").write_bytes(b"x = 1\r\n")
     assert bench.source_hash(path) == before
 

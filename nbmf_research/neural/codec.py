@@ -13,18 +13,18 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias, cast
+from typing import Any, ClassVar, TypeAlias, cast
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from ..core import InputError, MissingDependencyError, Registry, StreamError, require
+from .catalogue import CATALOGUE, CODEC_MODULES, Kind
 
 # %% auto #0
-__all__ = ['MAGIC', 'MAX_SAMPLES', 'SAMPLE_TYPES', 'Kind', 'Samples', 'CODECS', 'CODEC_MODULES', 'Frame', 'SampleCoder', 'Codec',
-           'register_codec', 'load_codecs', 'codec_class', 'codec_names', 'create_codec', 'decompress', 'Raw',
-           'ChunkCoder']
+__all__ = ['MAGIC', 'MAX_SAMPLES', 'SAMPLE_TYPES', 'Samples', 'CODECS', 'Frame', 'SampleCoder', 'Codec', 'register_codec',
+           'load_codecs', 'codec_class', 'codec_names', 'create_codec', 'decompress', 'Raw', 'ChunkCoder']
 
 # %% ../../nbs/26_neural.codec.ipynb #5ca93cab
 MAGIC = b"NBP1"
@@ -111,7 +111,6 @@ def _shape(n_time: int, n_channels: int) -> tuple[int, int]:
     return n_time, n_channels
 
 # %% ../../nbs/26_neural.codec.ipynb #39d0da3b
-Kind: TypeAlias = Literal["lossless", "bounded", "lossy"]
 Samples: TypeAlias = NDArray[Any]
 
 
@@ -241,23 +240,6 @@ def register_codec(name: str) -> Callable[[type[Codec]], type[Codec]]:
 
     return add
 
-
-CODEC_MODULES = {
-    "nbmf_research.neural.classical": (
-        *("zlib", "xz", "zstd", "delta-zstd", "blosc", "delta-blosc", "mtscomp", "flac", "flac-stereo"),
-        *("pcodec", "wavpack", "wavpack-hybrid", "sz3", "zfp", "quantised"),
-    ),
-    "nbmf_research.neural.transform": ("dct", "klt-dct", "wavelet", "klt-wavelet"),
-    "nbmf_research.neural.lossless": ("nbmf-max", "nbmf-balanced", "nbmf-fast", "nbmf-bounded"),
-    "nbmf_research.neural.adaptive": ("adaptive",),
-    "nbmf_research.neural.autoencoder": ("autoencoder",),
-    "nbmf_research.neural.lstm": ("lstm",),
-    "nbmf_research.neural.transformer": ("transformer",),
-    "nbmf_research.neural.vae": ("vae",),
-    "nbmf_research.neural.bounded": ("nbmf-bounded-max", "nbmf-bounded-transform"),
-}
-_HOME = {name: module for module, names in CODEC_MODULES.items() for name in names}
-
 # %% ../../nbs/26_neural.codec.ipynb #a5b7f868
 def load_codecs() -> Registry[Codec]:
     """Import the modules of this package that register codecs, and return the registry. Nothing here needs it: a codec that is looked up is imported alone, and importing `neural.codec` stays light."""
@@ -269,8 +251,8 @@ def load_codecs() -> Registry[Codec]:
 def codec_class(name: str) -> type[Codec]:
     """Look a codec's class up by name, for its `kind` and `knob`; only its own module is imported. `InputError` if there is none."""
     if name not in CODECS:
-        if name in _HOME:
-            importlib.import_module(_HOME[name])
+        if name in CATALOGUE:
+            importlib.import_module(CATALOGUE[name].module)
         else:  # one of a module that registers more than it is listed with, or none: an error then names the nearest
             load_codecs()
     return cast("type[Codec]", CODECS[name])
@@ -278,7 +260,8 @@ def codec_class(name: str) -> type[Codec]:
 
 def codec_names(*kinds: Kind) -> list[str]:
     """Names of this package's codecs and of those registered since, of these kinds if any are given."""
-    return [name for name in sorted({*_HOME, *CODECS}) if not kinds or codec_class(name).kind in kinds]
+    known = {name: entry.kind for name, entry in CATALOGUE.items()} | {name: codec_class(name).kind for name in CODECS}
+    return sorted(name for name, kind in known.items() if not kinds or kind in kinds)
 
 
 def create_codec(name: str, **parameters: Any) -> Codec:
