@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -39,10 +40,11 @@ from .transform import SteppedCodec, sound_step
 from .weights import find_weights, weights_of
 
 # %% auto #0
-__all__ = ['DCT', 'MDCT', 'WEIGHT_PARTS', 'FORGET', 'LEAN', 'VERSION', 'PART_SAMPLES', 'MAX_GROUP', 'OFFSET_PARTS', 'time_matrix',
-           'analyse', 'synthesise', 'Graph', 'graph_covariance', 'fit_graph', 'diagonalise', 'Tracker', 'band_edges',
-           'follow', 'rotate', 'rotate_back', 'begin', 'encode_blocks', 'decode_blocks', 'Model', 'model_of',
-           'load_context_model', 'released_model', 'parts', 'choose_transform', 'band_gains', 'AdaptiveCodec']
+__all__ = ['DCT', 'MDCT', 'WEIGHT_PARTS', 'FORGET', 'LEAN', 'VERSION', 'PART_SAMPLES', 'MAX_GROUP', 'OFFSET_PARTS', 'EXCERPT',
+           'LONGEST_HOP', 'S', 'time_matrix', 'analyse', 'synthesise', 'Graph', 'graph_covariance', 'fit_graph',
+           'diagonalise', 'Tracker', 'band_edges', 'follow', 'rotate', 'rotate_back', 'begin', 'encode_blocks',
+           'decode_blocks', 'Model', 'model_of', 'load_context_model', 'released_model', 'parts', 'Setting',
+           'band_gains', 'Part', 'encode_part', 'decode_part', 'climb', 'excerpt', 'choose', 'AdaptiveCodec']
 
 # %% ../../nbs/37c_neural.adaptive.ipynb #7658ff7e
 DCT, MDCT = 0, 1
@@ -452,8 +454,8 @@ def _room(buffer: Bytes, used: int, more: int) -> Bytes:
 def encode_blocks(
     t: Tracker, s: Memory, net: Net, tables: Tables, w: Scratch, c: Floats, weight: float
 ) -> tuple[Bytes, float]:
-    """Code coefficients (block, frequency, channel) in steps; gives the bytes and the squared error."""
-    q, y, x = np.zeros(c.shape[1:], np.int64), np.zeros(c.shape[1:]), np.zeros(c.shape[1:])
+    """Code coefficients `c` (block, frequency, channel) in steps, which become what the decoder makes of them; gives the bytes and the squared error."""
+    q, y = np.zeros(c.shape[1:], np.int64), np.zeros(c.shape[1:])
     coder, buffer, error = encoder(), np.zeros(1 << 16, np.uint8), 0.0
     for b in range(c.shape[0]):
         buffer = _room(buffer, int(coder[2]), 24 * q.size + 64)
@@ -463,9 +465,9 @@ def encode_blocks(
         for k in range(c.shape[1]):
             for i in range(c.shape[2]):
                 error += (s.y[k, i] - y[k, i]) ** 2
-        rotate_back(t, s.edges, s.y, x)
+        rotate_back(t, s.edges, s.y, c[b])
         remember(s)
-        follow(t, s, x)
+        follow(t, s, c[b])
     return buffer[: finish(coder, buffer)], error
 
 
@@ -528,23 +530,24 @@ def parts(shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
         for first in range(0, channels, size):
             yield slice(start, min(start + rows, n)), slice(first, min(first + size, channels))
 
-
-def _candidates(n: int) -> list[tuple[int, int]]:
-    hops = [2**k for k in range(4, 11) if 2**k <= n] or [16]
-    return [(kind, hop) for kind in (DCT, MDCT) for hop in hops]
-
 # %% ../../nbs/37c_neural.adaptive.ipynb #4bc68735
-def choose_transform(x: Floats, basis: Floats) -> tuple[int, int]:
-    """Kind and hop that compact an excerpt of samples (time, channel), in steps, best."""
-    rows = max(4096, 2**17 // x.shape[1])
-    first = (max(len(x) - rows, 0) // 2) & ~4095  # keep the blocks where they will be
-    z = x[first : first + rows] @ basis.T
+@dataclass(frozen=True)
+class Setting:
+    """What is chosen for a part.
 
-    def price(option: tuple[int, int]) -> float:
-        c = analyse(z, *option)
-        return float(np.log1p((c / 0.7) ** 2).mean())
+    Attributes
+    ----------
+    hop : int
+        Logarithm of the transform's hop, 4 to 10.
+    kind : int
+        `DCT` or `MDCT`.
+    thin : int
+        The graph is fitted to every ``4**thin``-th sample.
+    """
 
-    return min(_candidates(len(x)), key=price)
+    hop: int = 7
+    kind: int = MDCT
+    thin: int = 1
 
 
 def band_gains(c: Floats) -> Ints:
@@ -554,6 +557,91 @@ def band_gains(c: Floats) -> Ints:
     return np.asarray(np.rint(2 * np.log2(power + 2.0**-30)), np.int64)
 
 # %% ../../nbs/37c_neural.adaptive.ipynb #a6fa7980
+class Part(NamedTuple):
+    """A coded part.
+
+    Attributes
+    ----------
+    side, data : bytes
+        Head, graph and gains; coefficients.
+    c : ndarray of float64, shape (block, frequency, channel)
+        Coefficients as a decoder gets them.
+    error : float
+        Squared error of the coefficients, in squared steps.
+    """
+
+    side: bytes
+    data: bytes
+    c: Floats
+    error: float
+
+
+def encode_part(x: Floats, s: Setting, model: Model) -> Part:
+    """Code samples (time, channel) in steps."""
+    graph, c = fit_graph(x[:: 4**s.thin]), analyse(x, s.kind, 1 << s.hop)
+    gains = band_gains(c)
+    data, error = encode_blocks(*begin(graph, gains, 1 << s.hop), *model, new_scratch(model.net), c, LAMBDA)
+    head = _PART.pack(16 * s.kind + s.hop, len(data))
+    return Part(head + graph.pack() + pack_ints(np.diff(gains, prepend=0)), data.tobytes(), c, error)
+
+
+def decode_part(stream: bytes, n: int, channels: int, model: Model) -> tuple[Floats, bytes]:
+    """Samples (n, channels) in steps, and what follows the part."""
+    if len(stream) < _PART.size:
+        raise StreamError("a part of the stream is missing")
+    choice, length = _PART.unpack_from(stream)
+    kind, size = choice >> 4, 1 << (choice & 15)
+    if kind > MDCT or not 16 <= size <= min(1024, max(n, 16)):
+        raise StreamError("a part names a transform that does not exist; the stream is damaged")
+    graph, rest = Graph.unpack(stream[_PART.size :], channels)
+    steps, rest = unpack_ints(rest, len(band_edges(size)) - 1)
+    gains = np.cumsum(steps)
+    if len(rest) < length or np.abs(gains).max() > 400:
+        raise StreamError("a part of the stream is cut short or damaged")
+    c = np.zeros((-(-n // size), size, channels))
+    data = np.frombuffer(rest[:length], np.uint8).copy()  # compiled for arrays that can be written
+    decode_blocks(*begin(graph, gains, size), *model, new_scratch(model.net), data, c)
+    return synthesise(c, n, kind), rest[length:]
+
+# %% ../../nbs/37c_neural.adaptive.ipynb #f845c0b5
+EXCERPT = 2**18  # samples that choices are tried on
+LONGEST_HOP = 10
+S = TypeVar("S", bound=Setting)
+
+
+def climb(price: Callable[[S], float], at: S, choice: str, low: int, high: int) -> S:
+    """Move one choice up, or down, as long as that lowers the price."""
+    for direction in (1, -1):
+        while low <= (value := getattr(at, choice) + direction) <= high:
+            trial = replace(at, **{choice: value})
+            if price(trial) >= price(at):
+                break
+            at = trial
+    return at
+
+
+def excerpt(x: Samples) -> Samples:
+    """Middle of a recording (time, channel): about `EXCERPT` samples, or all; blocks begin where they do in the whole."""
+    rows = max(EXCERPT // x.shape[1], 1024)
+    start = max(len(x) - rows, 0) // 2 >> LONGEST_HOP << LONGEST_HOP
+    return x[start : start + rows]
+
+
+def choose(x: Floats, model: Model) -> Setting:
+    """Find a good setting for samples (time, channel) in steps."""
+    tried, top = excerpt(x), min(max(len(x).bit_length() - 1, 4), LONGEST_HOP)
+
+    @cache
+    def price(s: Setting) -> float:
+        part = encode_part(tried, s, model)
+        return 8 * (len(part.data) + len(part.side) * len(tried) / len(x)) + part.error / LAMBDA
+
+    at = Setting(hop=min(Setting.hop, top))
+    for choice, low, high in (("hop", 4, top), ("kind", DCT, MDCT), ("hop", 4, top), ("thin", 0, 3)):
+        at = climb(price, at, choice, low, high) if choice != "thin" or x.shape[1] > 1 else at
+    return at
+
+# %% ../../nbs/37c_neural.adaptive.ipynb #1bc311a0
 @register_codec("adaptive")
 class AdaptiveCodec(SteppedCodec):
     """Adaptive transform codec with learned contexts: the strongest lossy codec of the package on EEG, iEEG and LFP.
@@ -571,8 +659,11 @@ class AdaptiveCodec(SteppedCodec):
             raise InputError("step is too small for this recording: values are more than 2**28 steps large")
         means = np.rint(offsets).astype(np.int64)
         out = [_HEAD.pack(VERSION, find_weights("adaptive").model_id, self.step), pack_ints(means)]
+        model = released_model()
         for rows, group in parts((x.shape[0], x.shape[1])):
-            out.append(_encode_part(x[rows, group] / self.step - means[group] / OFFSET_PARTS))
+            z = x[rows, group] / self.step - means[group] / OFFSET_PARTS
+            part = encode_part(z, choose(z, model), model)
+            out += [part.side, part.data]
         return b"".join(out)
 
     def decode(self, payload: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> Samples:
@@ -587,39 +678,8 @@ class AdaptiveCodec(SteppedCodec):
         means, rest = unpack_ints(payload[_HEAD.size :], shape[1])
         out = np.empty(shape, dtype)
         for rows, group in parts(shape):
-            y, rest = _decode_part(rest, rows.stop - rows.start, group.stop - group.start, model)
+            y, rest = decode_part(rest, rows.stop - rows.start, group.stop - group.start, model)
             out[rows, group] = (y + means[group] / OFFSET_PARTS) * step
         if rest:
             raise StreamError(f"{len(rest)} bytes follow the last part; the stream is damaged")
         return out
-
-# %% ../../nbs/37c_neural.adaptive.ipynb #f845c0b5
-def _encode_part(x: Floats) -> bytes:
-    """Code samples (time, channel) in steps."""
-    graph = fit_graph(x)
-    kind, size = choose_transform(x, _start(*graph, np.zeros(1, np.int64))[0])
-    c = analyse(x, kind, size)
-    gains = band_gains(c)
-    model = released_model()
-    data, _ = encode_blocks(*begin(graph, gains, size), *model, new_scratch(model.net), c, LAMBDA)
-    head = _PART.pack(16 * kind + size.bit_length() - 1, len(data))
-    return head + graph.pack() + pack_ints(np.diff(gains, prepend=0)) + data.tobytes()
-
-
-def _decode_part(stream: bytes, n: int, channels: int, model: Model) -> tuple[Floats, bytes]:
-    """Samples (n, channels) in steps, and what follows the part."""
-    if len(stream) < _PART.size:
-        raise StreamError("a part of the stream is missing")
-    choice, length = _PART.unpack_from(stream)
-    kind, size = choice >> 4, 1 << (choice & 15)
-    if kind > MDCT or not 16 <= size <= 1024:
-        raise StreamError("a part names a transform that does not exist; the stream is damaged")
-    graph, rest = Graph.unpack(stream[_PART.size :], channels)
-    steps, rest = unpack_ints(rest, len(band_edges(size)) - 1)
-    gains = np.cumsum(steps)
-    if len(rest) < length or np.abs(gains).max() > 400:
-        raise StreamError("a part of the stream is cut short or damaged")
-    c = np.zeros((-(-n // size), size, channels))
-    data = np.frombuffer(rest[:length], np.uint8).copy()  # compiled for arrays that can be written
-    decode_blocks(*begin(graph, gains, size), *model, new_scratch(model.net), data, c)
-    return synthesise(c, n, kind), rest[length:]

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,31 +17,27 @@ from ..coding.tables import pack_ints, unpack_ints
 from ..core import InputError, StreamError, njit
 from ..metrics import max_error
 from nbmf_research.neural.adaptive import (
-    DCT,
+    LONGEST_HOP,
     MDCT,
-    Graph,
-    Model,
-    analyse,
-    band_edges,
-    band_gains,
-    begin,
-    decode_blocks,
-    encode_blocks,
-    fit_graph,
+    Setting,
+    climb,
+    decode_part,
+    encode_part,
+    excerpt,
     load_context_model,
     parts,
+    released_model,
     synthesise,
 )
 from .codec import Samples, register_codec
-from .contexts import LAMBDA, Floats, Ints, new_scratch
+from .contexts import Floats, Ints
 from .lossless import Bounded, Coder
 from .weights import find_weights, weights_of
 
 # %% auto #0
-__all__ = ['ONE', 'N_TAPS', 'TAP_PARTS', 'FADE', 'RATIOS', 'MEAN_PARTS', 'TRANSFORM', 'EXCERPT', 'Odds', 'new_odds', 'level_of',
-           'code_index', 'code_rows', 'Bins', 'bins_of', 'fit_taps', 'correct', 'Setting', 'encode_layer',
-           'decode_layer', 'encode_layers', 'decode_layers', 'climb', 'excerpt', 'search', 'TransformBounded',
-           'BoundedCodec']
+__all__ = ['ONE', 'N_TAPS', 'TAP_PARTS', 'FADE', 'RATIOS', 'MEAN_PARTS', 'TRANSFORM', 'Odds', 'new_odds', 'level_of',
+           'code_index', 'code_rows', 'Bins', 'bins_of', 'fit_taps', 'correct', 'BoundedSetting', 'encode_layers',
+           'decode_layers', 'search', 'TransformBounded', 'BoundedCodec']
 
 # %% ../../nbs/39_neural.bounded.ipynb #d20e4df0
 ONE = 1 << 16  # a rate of 1
@@ -249,34 +245,16 @@ _MOST_STEPS = 2.0**28
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What is chosen for a recording.
+class BoundedSetting(Setting):
+    """What is chosen for a recording; hop, kind and thin are those of `adaptive.Setting`.
 
     Attributes
     ----------
-    hop : int
-        Logarithm of the transform's hop, 4 to 10.
-    kind : int
-        `DCT` or `MDCT`.
     ratio : int
         Index in `RATIOS`.
-    thin : int
-        The graph is fitted to every ``4**thin``-th sample.
     """
 
-    hop: int = 7
-    kind: int = MDCT
     ratio: int = 7
-    thin: int = 1
-
-# %% ../../nbs/39_neural.bounded.ipynb #d1cb30b1
-def encode_layer(x: Floats, s: Setting, model: Model) -> bytes:
-    """Code samples (time, channel), in steps, with the adaptive transform."""
-    graph, c = fit_graph(x[:: 4**s.thin]), analyse(x, s.kind, 1 << s.hop)
-    gains = band_gains(c)
-    data, _ = encode_blocks(*begin(graph, gains, 1 << s.hop), *model, new_scratch(model.net), c, LAMBDA)
-    head = bytes([16 * s.kind + s.hop]) + graph.pack() + pack_ints(np.diff(gains, prepend=0))
-    return head + len(data).to_bytes(4, "little") + data.tobytes()
 
 
 def _cut(stream: bytes) -> tuple[bytes, bytes]:
@@ -286,25 +264,8 @@ def _cut(stream: bytes) -> tuple[bytes, bytes]:
         raise StreamError(f"{len(stream)} bytes where {4 + size} were announced: the stream is cut short or damaged")
     return stream[4 : 4 + size], stream[4 + size :]
 
-# %% ../../nbs/39_neural.bounded.ipynb #c6c2c0a1
-def decode_layer(stream: bytes, n: int, channels: int, model: Model) -> tuple[Floats, bytes]:
-    """Decode samples (n, channels), in steps, and give what follows them."""
-    kind, hop = divmod(stream[0] if stream else 255, 16)
-    if kind not in (DCT, MDCT) or not 4 <= hop <= 10 or 1 << hop > max(n, 16):
-        raise StreamError("a part names a transform that does not exist: the stream is damaged")
-    graph, rest = Graph.unpack(stream[1:], channels)
-    steps, rest = unpack_ints(rest, len(band_edges(1 << hop)) - 1)
-    gains = np.cumsum(steps)
-    if np.abs(gains).max() > 400:
-        raise StreamError("a part names gains that do not exist: the stream is damaged")
-    data, rest = _cut(rest)
-    c = np.zeros((-(-n >> hop), 1 << hop, channels))
-    buffer = np.frombuffer(bytearray(data), np.uint8)
-    decode_blocks(*begin(graph, gains, 1 << hop), *model, new_scratch(model.net), buffer, c)
-    return synthesise(c, n, kind), rest
-
 # %% ../../nbs/39_neural.bounded.ipynb #ca1649ad
-TRANSFORM = 7  # first byte of a payload; the others are those of `neural.lossless`
+TRANSFORM = 8  # first byte of a payload; the others are those of `neural.lossless`
 _HEAD = struct.Struct("<B4sdB4b")  # kind, model id, width of a bin, ratio, taps
 
 
@@ -315,22 +276,23 @@ def _rounded(y: Floats, dtype: np.dtype[Any]) -> Samples:
     return np.clip(y, float(info.min), float(info.max)).astype(dtype)
 
 
-def encode_layers(x: Samples, bins: Bins, s: Setting) -> bytes:
+def encode_layers(x: Samples, bins: Bins, s: BoundedSetting) -> bytes:
     """Code samples (time, channel) as a payload; `InputError` if they span too many steps."""
     step = bins.width * RATIOS[s.ratio] / 16
     if not 1e-30 < step < 1e30 or np.abs(x.astype(np.float64)).max() > _MOST_STEPS * step:
         raise InputError("the bound is too small for the transform: values are more than 2**28 steps large")
-    weights, taps = find_weights("adaptive"), None
-    model = load_context_model(weights.path, weights.sha256)
+    model, taps = released_model(), None
     means, out = np.rint(x.mean(0, dtype=np.float64) * MEAN_PARTS / step).astype(np.int64), list[bytes]()
     for rows, group in parts((x.shape[0], x.shape[1])):
-        part, middle = x[rows, group].astype(np.float64), means[group] / MEAN_PARTS
-        layer = encode_layer(part / step - middle, s, model)
-        part -= _base(decode_layer(layer, rows.stop - rows.start, len(middle), model)[0] + middle, step, bins)
-        taps = fit_taps(part, bins.width) if taps is None else taps
-        data = correct(part, bins, taps)
-        out += [layer, len(data).to_bytes(4, "little"), data]
-    head = _HEAD.pack(TRANSFORM, weights.model_id, bins.width, RATIOS[s.ratio], *np.asarray(taps).tolist())
+        rest, middle = x[rows, group].astype(np.float64), means[group] / MEAN_PARTS
+        part = encode_part(rest / step - middle, s, model)
+        rest -= _base(synthesise(part.c, len(rest), s.kind) + middle, step, bins)
+        taps = fit_taps(rest, bins.width) if taps is None else taps
+        data = correct(rest, bins, taps)
+        out += [part.side, part.data, len(data).to_bytes(4, "little"), data]
+    head = _HEAD.pack(
+        TRANSFORM, find_weights("adaptive").model_id, bins.width, RATIOS[s.ratio], *np.asarray(taps).tolist()
+    )
     return b"".join([head, pack_ints(means), *out])
 
 
@@ -352,7 +314,7 @@ def decode_layers(payload: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) 
     means, rest = unpack_ints(payload[_HEAD.size :], shape[1])
     out = np.empty(shape, dtype)
     for rows, group in parts(shape):
-        y, rest = decode_layer(rest, rows.stop - rows.start, group.stop - group.start, model)
+        y, rest = decode_part(rest, rows.stop - rows.start, group.stop - group.start, model)
         data, rest = _cut(rest)
         added = np.zeros(y.shape)
         correct(added, bins, np.array(taps, np.int64), data)
@@ -362,39 +324,19 @@ def decode_layers(payload: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) 
     return out
 
 # %% ../../nbs/39_neural.bounded.ipynb #423d03a6
-EXCERPT = 2**17  # samples that choices are tried on
 _CHOICES = ("hop", "kind", "ratio", "thin")
 _LAST = {"kind": MDCT, "ratio": len(RATIOS) - 1, "thin": 3}
 
 
-def climb(price: Callable[[Setting], int], at: Setting, choice: str, low: int, high: int) -> Setting:
-    """Move one choice up, or down, as long as that lowers the price."""
-    for direction in (1, -1):
-        while low <= (value := getattr(at, choice) + direction) <= high:
-            trial = replace(at, **{choice: value})
-            if price(trial) >= price(at):
-                break
-            at = trial
-    return at
-
-
-def excerpt(x: Samples) -> Samples:
-    """Middle of a recording: about `EXCERPT` samples, or all."""
-    rows = max(EXCERPT // x.shape[1], 1024)
-    start = max(len(x) - rows, 0) // 2
-    return x[start : start + rows]
-
-# %% ../../nbs/39_neural.bounded.ipynb #0d5d3fdd
-def search(x: Samples, bins: Bins, limit: float = float("inf")) -> tuple[Setting, int]:
+def search(x: Samples, bins: Bins, limit: float = float("inf")) -> tuple[BoundedSetting, int]:
     """Find the best setting for an excerpt (time, channel) and its bytes; no search if the first trial is over half as large again as the limit."""
-    top, known = min(max(len(x).bit_length() - 1, 4), 10), dict[Setting, int]()
+    top = min(max(len(x).bit_length() - 1, 4), LONGEST_HOP)
 
-    def price(s: Setting) -> int:
-        if s not in known:
-            known[s] = len(encode_layers(x, bins, s))
-        return known[s]
+    @cache
+    def price(s: BoundedSetting) -> int:
+        return len(encode_layers(x, bins, s))
 
-    best = Setting(hop=min(Setting.hop, top))
+    best = BoundedSetting(hop=min(Setting.hop, top))
     if price(best) < 1.5 * limit:
         for choice in _CHOICES if x.shape[1] > 1 else _CHOICES[:3]:
             low, high = (4, top) if choice == "hop" else (0, _LAST[choice])
@@ -412,7 +354,7 @@ class TransformBounded(Bounded):
         Largest error of any sample, in the samples' own units; 0 is lossless.
     """
 
-    def setting(self, x: Samples, bins: Bins) -> Setting | None:
+    def setting(self, x: Samples, bins: Bins) -> BoundedSetting | None:
         """Setting for a recording (time, channel), or None for prediction."""
         return search(excerpt(x), bins)[0]
 
@@ -446,7 +388,7 @@ class BoundedCodec(TransformBounded):
         Largest error of any sample, in the samples' own units; 0 is lossless.
     """
 
-    def setting(self, x: Samples, bins: Bins) -> Setting | None:
+    def setting(self, x: Samples, bins: Bins) -> BoundedSetting | None:
         """Setting for a recording (time, channel), or None for prediction."""
         part = np.ascontiguousarray(excerpt(x))
         predicted = len(Bounded(self.max_error).encode(part))

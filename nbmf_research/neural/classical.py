@@ -21,7 +21,8 @@ import numpy as np
 import xarray as xr
 
 from ..core import InputError, MissingDependencyError, NbmfError, StreamError, require
-from .codec import CODECS, Codec, Frame, Kind, Samples, register_codec
+from .catalogue import Kind
+from .codec import CODECS, Codec, Frame, Samples, register_codec
 
 # %% auto #0
 __all__ = ['Layout', 'LAYOUTS', 'FLAC_BITS', 'WAVPACK', 'MAX_CHANNELS', 'INNER', 'Peer', 'pack_parts', 'unpack_parts',

@@ -28,7 +28,8 @@ from nbmf_research.coding.rangecoder import (
     skip,
 )
 from ..core import InputError, StreamError, njit
-from .codec import Codec, Kind, Samples, register_codec
+from .catalogue import Kind
+from .codec import Codec, Samples, register_codec
 from nbmf_research.neural.prediction import (
     COUNT,
     ENERGY,

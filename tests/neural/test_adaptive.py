@@ -62,12 +62,13 @@ def test_decoder_state_equals_encoder_state() -> None:
     gains = np.full(len(ad.band_edges(32)) - 1, 6)
     model = ad.released_model()
     tracker, memory = ad.begin(graph, gains, 32)
-    data, error = ad.encode_blocks(tracker, memory, *model, new_scratch(model.net), c, LAMBDA)
+    coded = c.copy()
+    data, error = ad.encode_blocks(tracker, memory, *model, new_scratch(model.net), coded, LAMBDA)
     t, m = ad.begin(graph, gains, 32)
     back = np.zeros_like(c)
     ad.decode_blocks(t, m, *model, new_scratch(model.net), data, back)
     assert all((a == b).all() for a, b in zip((*tracker, *memory), (*t, *m), strict=True))
-    assert ((back - c) ** 2).sum() == pytest.approx(error)
+    assert (back == coded).all() and ((back - c) ** 2).sum() == pytest.approx(error)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +92,18 @@ def test_odd_inputs_survive(x: np.ndarray) -> None:
 def create_codec_here(step: float) -> ad.AdaptiveCodec:
     """The codec, whether or not the list of codec modules names it yet."""
     return ad.AdaptiveCodec(step=step)
+
+
+def test_settings_are_tried_and_not_guessed() -> None:
+    """Trials of 256 samples, each on its own: only blocks that end where a trial ends are cheap."""
+    rng, model = np.random.default_rng(1), ad.released_model()
+    trials = np.cos(np.pi / 256 * (np.arange(256)[:, None] + 0.5) * 3) * rng.normal(size=(24, 1, 1)) * 40
+    x = (trials + rng.normal(size=(24, 256, 2)) / 9).reshape(-1, 2)
+    found = ad.choose(x, model)
+    assert (found.hop, found.kind) == (8, ad.DCT)
+    sizes = {h: len(ad.encode_part(x, ad.Setting(hop=h, kind=ad.MDCT), model).data) for h in (6, 7, 8, 9)}
+    assert len(ad.encode_part(x, found, model).data) < 0.8 * min(sizes.values())
+    assert ad.choose(x[:3], model).hop == 4
 
 
 def test_long_recordings_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from nbmf_research.core import StreamError
 from nbmf_research.neural import sets
+from nbmf_research.neural.adaptive import excerpt
 from nbmf_research.neural.bounded import (
     MDCT,
     N_TAPS,
@@ -21,13 +22,12 @@ from nbmf_research.neural.bounded import (
     TRANSFORM,
     Bins,
     BoundedCodec,
-    Setting,
+    BoundedSetting,
     TransformBounded,
     bins_of,
     correct,
     decode_layers,
     encode_layers,
-    excerpt,
     fit_taps,
     level_of,
     search,
@@ -146,8 +146,8 @@ def test_the_search_is_no_worse_than_its_start() -> None:
     x = typed(rhythm(5000, 3, 300.0), "<i2")
     bins = Bins(301.0, True)
     found, size = search(excerpt(x), bins)
-    assert size == len(encode_layers(x, bins, found)) <= len(encode_layers(x, bins, Setting()))
-    assert search(x, bins, 1.0)[0] == Setting()
+    assert size == len(encode_layers(x, bins, found)) <= len(encode_layers(x, bins, BoundedSetting()))
+    assert search(x, bins, 1.0)[0] == BoundedSetting()
 
 
 def test_a_long_recording_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,12 +157,12 @@ def test_a_long_recording_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adaptive, "MAX_GROUP", 3)
     x = typed(rhythm(1500, 5, 100.0), "<i2")
     assert len(list(adaptive.parts((1500, 5)))) > 4
-    payload = encode_layers(x, Bins(81.0, True), Setting(hop=5))
+    payload = encode_layers(x, Bins(81.0, True), BoundedSetting(hop=5))
     assert furthest(x, decode_layers(payload, (1500, 5), x.dtype)) <= 40
 
 
 SMALL = typed(rhythm(300, 3, 200.0), "<i2")
-PAYLOAD = encode_layers(SMALL, Bins(101.0, True), Setting(hop=5, kind=MDCT, ratio=RATIOS.index(22)))
+PAYLOAD = encode_layers(SMALL, Bins(101.0, True), BoundedSetting(hop=5, kind=MDCT, ratio=RATIOS.index(22)))
 
 
 @settings(max_examples=150, deadline=None)
