@@ -314,6 +314,10 @@ def encode(
     ratio: float | None = None,
     bits_per_sample: float | None = None,
     snr_db: float | None = None,
+    min_snr_db: float | None = None,
+    max_rmse: str | None = None,
+    step: float | None = None,
+    fallback: str | None = None,
     block_seconds: float | None = None,
     jobs: int = 0,
     resume: bool = False,
@@ -336,13 +340,21 @@ def encode(
     codec : str
         nbmf-max, nbmf-balanced, nbmf-fast, or another registered codec.
     max_error : str
-        Largest error of any sample, such as 5uV, 0.5mV, 2counts, or a number in the recording's units. Without it or another target, every bit comes back. Coded by nbmf-bounded; nbmf-bounded-max is smaller and ten times slower.
+        Largest error of any sample, such as 5uV, 0.5mV, 2counts, or a number in the recording's units. Without it or another target, every bit comes back. Alone it is coded by nbmf-bounded; nbmf-bounded-max is smaller and ten times slower. With another target or a lossy codec, corrections keep it.
     ratio : float
         How many times smaller than 16-bit words the file shall be, all bytes counted; it is at most 2 percent smaller still. Coded by adaptive, or by a codec with a step.
     bits_per_sample : float
         The same as 16 over this.
     snr_db : float
         Signal-to-noise ratio that each block shall have, in decibels.
+    min_snr_db : float
+        A floor: a block with less is coded finer, or by the next codec.
+    max_rmse : str
+        The same for its root-mean-square error, written like max_error.
+    step : float
+        Step of a lossy codec, in counts, in place of a target.
+    fallback : str
+        Codecs for blocks on which the first one fails, separated by commas, such as klt-dct,nbmf-max.
     block_seconds : float
         Length of a block, the unit of random access.
     jobs : int
@@ -364,24 +376,24 @@ def encode(
     dtype : str
         Sample type of raw files, such as int16.
     """
-    _encode_file(**locals())
+    about = _given(sampling_rate=sampling_rate, n_channels=n_channels, dtype=dtype)
+    asked = _given(max_error=max_error, ratio=ratio, bits_per_sample=bits_per_sample, snr_db=snr_db, step=step)
+    floors = _given(min_snr_db=min_snr_db, max_rmse=max_rmse, block_seconds=block_seconds)
+    behind = None if fallback is None else [name.strip() for name in fallback.split(",") if name.strip()]
+    reading = {"stream": stream, "segment": segment, "format": format or ("raw" if n_channels else None), **about}
+    settings = {"codec": codec, "jobs": jobs, "resume": resume, "fallback": behind, **asked, **floors}
+    _encode_file(source, target, overwrite, reading, settings)
 
 # %% ../nbs/69_cli.ipynb #f73f5b18
-_TARGETS = ("max_error", "ratio", "bits_per_sample", "snr_db", "block_seconds")
-
-
-def _encode_file(source: str, target: str, overwrite: bool, **options: Any) -> None:
+def _encode_file(
+    source: str, target: str, overwrite: bool, reading: Mapping[str, Any], settings: Mapping[str, Any]
+) -> None:
     """Do what `encode` was asked for."""
     from nbmf_research.neural.recordings import open_recording
     from nbmf_research.neural.streams import encode_recording
 
     out = _free_target(target or f"{source.rstrip('/').rpartition('.')[0] or source}.nbmf", source, overwrite)
-    given = _given(**options)
-    about = {k: given[k] for k in ("sampling_rate", "n_channels", "dtype") if k in given}
-    kind = options["format"] or ("raw" if options["n_channels"] else None)
-    x = open_recording(source, stream=options["stream"], segment=options["segment"], format=kind, **about)
-    settings = {k: given[k] for k in ("codec", "jobs", "resume", *_TARGETS) if k in given}
-    done = encode_recording(x, out, progress=True, **settings)
+    done = encode_recording(open_recording(source, **reading), out, progress=True, **settings)
     rate = f"{done['bits_per_sample']:.3f} bits per sample"
     print(f"{out}: {done['bytes']} bytes, {rate}, {done['ratio_int16']:.2f} times smaller than 16-bit words")
 

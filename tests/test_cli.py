@@ -143,7 +143,7 @@ def test_a_closed_pipe_is_no_error() -> None:
         ("encode a.h5 --ratio 1000", "out of reach"),
         ("encode a.h5 --ratio 0", "makes no sense"),
         ("encode a.h5 --ratio much", "ratio"),
-        ("encode a.h5 --bits_per_sample 1 --max_error 3", "no other target"),
+        ("encode a.h5 --bits_per_sample 1 --ratio 3", "exclude each other"),
         ("encode a.h5 --snr_db 20 --codec nbmf-fast", "no step"),
         ("encode a.h5 --block_seconds 0", "hold no sample"),
         ("encode a.h5 --block_seconds long", "block_seconds"),
@@ -351,6 +351,10 @@ def test_a_target_its_certificates_and_the_original(clone: Path, capsys: pytest.
     assert (code, err) == (0, "") and out.endswith("the stated errors of all 3 blocks hold for a.h5\n")
     code, out, err = nbmf(capsys, "verify", "a.nbmf", "--against", "other.h5")
     assert code == 2 and err.count("\n") == 1 and "do not hold for other.h5" in err
+    line = "encode a.h5 c.nbmf --codec klt-dct --step 30 --max_error 4uV --min_snr_db 5 --max_rmse 3uV --fallback dct,nbmf-max"
+    assert nbmf(capsys, *line.split())[0] == 0
+    about = json.loads(nbmf(capsys, "info", "c.nbmf", "--json")[1])
+    assert about["codecs"][0][1]["fallback"] == ["dct", "nbmf-max"] and 0 < about["quality"]["max_error"] <= 4.0
     assert nbmf(capsys, "encode", "a.h5", "exact.nbmf")[0] == 0
     code, _, err = nbmf(capsys, "verify", "exact.nbmf", "--against", "a.h5")
     assert code == 2 and "no stated errors" in err

@@ -1793,6 +1793,13 @@ class Stream(_Opened):
         """Describe the stream as plain JSON values; with `blocks`, also each block (their heads are fetched)."""
         return _info(self._blocks, self.notes, blocks)
 
+    def blocks(self) -> Iterator[tuple[Block, bytes, NDArray[np.intp]]]:
+        """Read the head, the stored bytes and the channel numbers of each block, in the order of the file; none is decoded. `StreamError` at one that is damaged."""
+        parts = self._blocks
+        for row in range(len(parts.table.n)):
+            block, body = _load(parts.source, parts.opening.seed, parts.table, row)
+            yield block, body, parts.opening.layout.groups[block.group]
+
     def read(
         self,
         start: int = 0,

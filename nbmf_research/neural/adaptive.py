@@ -5,6 +5,8 @@
 # %% ../../nbs/37c_neural.adaptive.ipynb #7da71c25
 from __future__ import annotations
 
+import hashlib
+import math
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -44,7 +46,8 @@ __all__ = ['DCT', 'MDCT', 'WEIGHT_PARTS', 'FORGET', 'LEAN', 'VERSION', 'PART_SAM
            'LONGEST_HOP', 'S', 'time_matrix', 'analyse', 'synthesise', 'Graph', 'graph_covariance', 'fit_graph',
            'diagonalise', 'Tracker', 'band_edges', 'follow', 'rotate', 'rotate_back', 'begin', 'encode_blocks',
            'decode_blocks', 'Model', 'model_of', 'load_context_model', 'released_model', 'parts', 'Setting',
-           'band_gains', 'Part', 'encode_part', 'decode_part', 'climb', 'excerpt', 'choose', 'AdaptiveCodec']
+           'band_gains', 'Part', 'encode_part', 'decode_part', 'climb', 'excerpt', 'choose', 'setting_for',
+           'AdaptiveCodec']
 
 # %% ../../nbs/37c_neural.adaptive.ipynb #7658ff7e
 DCT, MDCT = 0, 1
@@ -641,6 +644,22 @@ def choose(x: Floats, model: Model) -> Setting:
         at = climb(price, at, choice, low, high) if choice != "thin" or x.shape[1] > 1 else at
     return at
 
+# %% ../../nbs/37c_neural.adaptive.ipynb #c125ce26
+_REMEMBERED = 4096
+_settings: dict[tuple[bytes, int], Setting] = {}
+
+
+def setting_for(x: Samples, step: float) -> Setting:
+    """Find the setting for samples (time, channel) at about this step, or remember it."""
+    octave = round(math.log2(step))
+    key = hashlib.blake2b(x.tobytes(), digest_size=16, key=f"{x.dtype.str}{x.shape}".encode()).digest(), octave
+    if key not in _settings:
+        z = (x - x.mean(0, dtype=np.float64)) / 2.0**octave
+        _settings[key] = choose(z, released_model())
+        for old in list(_settings)[:-_REMEMBERED]:
+            _settings.pop(old, None)
+    return _settings[key]
+
 # %% ../../nbs/37c_neural.adaptive.ipynb #1bc311a0
 @register_codec("adaptive")
 class AdaptiveCodec(SteppedCodec):
@@ -661,8 +680,8 @@ class AdaptiveCodec(SteppedCodec):
         out = [_HEAD.pack(VERSION, find_weights("adaptive").model_id, self.step), pack_ints(means)]
         model = released_model()
         for rows, group in parts((x.shape[0], x.shape[1])):
-            z = x[rows, group] / self.step - means[group] / OFFSET_PARTS
-            part = encode_part(z, choose(z, model), model)
+            setting = setting_for(x[rows, group], self.near or self.step)
+            part = encode_part(x[rows, group] / self.step - means[group] / OFFSET_PARTS, setting, model)
             out += [part.side, part.data]
         return b"".join(out)
 

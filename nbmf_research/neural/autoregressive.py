@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..coding.attention import steps
 from nbmf_research.coding.exact import (
     GATE_SPAN,
     ExactConv1d,
@@ -46,7 +47,7 @@ from nbmf_research.neural.entropy import (
 
 # %% auto #0
 __all__ = ['LEVELS', 'TOLD', 'Step', 'serialise', 'parallelise', 'smooth_level', 'level_edges', 'level', 'context', 'CausalNet',
-           'FrozenCausal', 'stepper', 'Recurrent', 'frames_before', 'FrozenRecurrent', 'Autoregressive',
+           'FrozenCausal', 'stepper', 'TwoBranches', 'frames_before', 'FrozenBranches', 'Recurrent', 'Autoregressive',
            'FrozenAutoregressive']
 
 # %% ../../nbs/37e_neural.autoregressive.ipynb #d39e77dd
@@ -192,7 +193,7 @@ def stepper(net: ExactSequential, batch: int) -> Step:
     Parameters
     ----------
     net : ExactSequential
-        Of causal convolutions, recurrent cells, and layers that work on each value.
+        Of causal convolutions, recurrent cells, and layers that `coding.attention.steps` knows. Where its self-test has failed, each step computes the whole past by the reference.
     batch : int
         Rows of every input.
 
@@ -218,6 +219,8 @@ def stepper(net: ExactSequential, batch: int) -> Step:
         y = torch.from_numpy(x[..., None]).float()
         for layer in layers:
             y = layer(y)
+        if not y.shape[-1]:
+            raise InputError("a layer of this network looks ahead, so it cannot go step by step")
         return np.asarray(y[..., 0].numpy().astype(np.int64))
 
     return slow if net.fallback else step
@@ -226,47 +229,37 @@ def stepper(net: ExactSequential, batch: int) -> Step:
 def _layer_step(layer: ExactModule, batch: int) -> Callable[[Tensor], Tensor]:
     if isinstance(layer, ExactConv1d):
         return _conv_step(layer, batch)
-    return _gru_step(layer, batch) if isinstance(layer, ExactGRU) else layer
+    return _gru_step(layer, batch) if isinstance(layer, ExactGRU) else steps(layer).push
 
 # %% ../../nbs/37e_neural.autoregressive.ipynb #954dd10d
-class Recurrent(CausalNet):
-    """Causal convolution over tokens plus a recurrent cell over frames, in exact integers.
+class TwoBranches(CausalNet):
+    """Two networks whose outputs are added: one over tokens, one over frames.
 
     Parameters
     ----------
+    near, far : TwinSequential
+        From `LEVELS` to `QUARTERS`. The near one gives each token's latents from inputs as of `context`; the far one a frame's from the frame before it.
     width, bands : int
         Latents in a token, tokens in a frame.
-    hidden : int
-        Width of the convolution, and of the recurrent cell.
     """
 
-    def __init__(self, width: int, bands: int, hidden: int) -> None:
+    def __init__(self, near: TwinSequential, far: TwinSequential, width: int, bands: int) -> None:
         super().__init__()
-        self.width, self.bands = width, bands
-        close = [
-            TwinConv1d(width + bands, hidden, 2 * bands, relu=True),
-            TwinConv1d(hidden, width, grid=QUARTERS),
-        ]
-        apart = [
-            TwinConv1d(width * bands, hidden, relu=True),
-            TwinGRU(hidden, hidden),
-            TwinConv1d(hidden, width * bands, grid=QUARTERS),
-        ]
-        self.near, self.far = TwinSequential(close, LEVELS), TwinSequential(apart, LEVELS)
+        self.near, self.far, self.width, self.bands = near, far, width, bands
 
     def forward(self, x: Tensor) -> Tensor:
         """See `CausalNet`."""
         far = self.far(frames_before(x, self.width, self.bands))
         return torch.as_tensor(self.near(x) + serialise(far, self.bands))
 
-    def freeze(self) -> FrozenRecurrent:
+    def freeze(self) -> FrozenBranches:
         """See `CausalNet`."""
         self.eval()
-        return FrozenRecurrent(export(self.near), export(self.far), self.width, self.bands)
+        return FrozenBranches(export(self.near), export(self.far), self.width, self.bands)
 
-    def restore(self, nets: Mapping[str, ExactSequential]) -> FrozenRecurrent:
+    def restore(self, nets: Mapping[str, ExactSequential]) -> FrozenBranches:
         """See `CausalNet`."""
-        return FrozenRecurrent(nets["near"], nets["far"], self.width, self.bands)
+        return FrozenBranches(nets["near"], nets["far"], self.width, self.bands)
 
 
 def frames_before(x: Tensor, width: int, bands: int) -> Tensor:
@@ -275,15 +268,15 @@ def frames_before(x: Tensor, width: int, bands: int) -> Tensor:
     return parallelise(tokens, bands)
 
 # %% ../../nbs/37e_neural.autoregressive.ipynb #88bb986c
-class FrozenRecurrent(FrozenCausal):
-    """A recurrent network's integers.
+class FrozenBranches(FrozenCausal):
+    """The integers of `TwoBranches`.
 
     Parameters
     ----------
     near, far : ExactSequential
         The branches.
     width, bands : int
-        As for `Recurrent`.
+        As for `TwoBranches`.
     """
 
     def __init__(self, near: ExactSequential, far: ExactSequential, width: int, bands: int) -> None:
@@ -311,6 +304,30 @@ class FrozenRecurrent(FrozenCausal):
             return np.asarray(near(x) + ahead[t % self.bands])
 
         return step
+
+# %% ../../nbs/37e_neural.autoregressive.ipynb #0ff008de
+class Recurrent(TwoBranches):
+    """Causal convolution over tokens plus a recurrent cell over frames, in exact integers.
+
+    Parameters
+    ----------
+    width, bands : int
+        Latents in a token, tokens in a frame.
+    hidden : int
+        Width of the convolution, and of the recurrent cell.
+    """
+
+    def __init__(self, width: int, bands: int, hidden: int) -> None:
+        close = [
+            TwinConv1d(width + bands, hidden, 2 * bands, relu=True),
+            TwinConv1d(hidden, width, grid=QUARTERS),
+        ]
+        apart = [
+            TwinConv1d(width * bands, hidden, relu=True),
+            TwinGRU(hidden, hidden),
+            TwinConv1d(hidden, width * bands, grid=QUARTERS),
+        ]
+        super().__init__(TwinSequential(close, LEVELS), TwinSequential(apart, LEVELS), width, bands)
 
 # %% ../../nbs/37e_neural.autoregressive.ipynb #6aa00a4d
 _ROUND_UP = 0.4

@@ -8,13 +8,12 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from ..coding.rangecoder import Bytes, State, adapt, decode_bit, decode_escape, encode_bit, encode_escape
 from ..coding.tables import pack_ints, unpack_ints
-from ..core import InputError, StreamError, njit
+from ..core import InputError, StreamError
 from ..metrics import max_error
 from nbmf_research.neural.adaptive import (
     LONGEST_HOP,
@@ -30,213 +29,14 @@ from nbmf_research.neural.adaptive import (
     synthesise,
 )
 from .codec import Samples, register_codec
-from .contexts import Floats, Ints
-from .lossless import Bounded, Coder
+from .contexts import Floats
+from .corrections import Bins, bins_of, correct, fit_taps, to_type
+from .lossless import Bounded
 from .weights import find_weights, weights_of
 
 # %% auto #0
-__all__ = ['ONE', 'N_TAPS', 'TAP_PARTS', 'FADE', 'RATIOS', 'MEAN_PARTS', 'TRANSFORM', 'Odds', 'new_odds', 'level_of',
-           'code_index', 'code_rows', 'Bins', 'bins_of', 'fit_taps', 'correct', 'BoundedSetting', 'encode_layers',
-           'decode_layers', 'search', 'TransformBounded', 'BoundedCodec']
-
-# %% ../../nbs/39_neural.bounded.ipynb #d20e4df0
-ONE = 1 << 16  # a rate of 1
-_LEVELS, _RARE, _LIMIT = 24, 64, 255
-
-
-class Odds(NamedTuple):
-    """What the probabilities of corrections follow; all integers.
-
-    Attributes
-    ----------
-    slow, fast : ndarray of int64, shape (channels,)
-        Running share of samples with a correction, out of `ONE`.
-    every : ndarray of int64, shape (1,)
-        The same over all channels.
-    last : ndarray of int64, shape (channels,)
-        Index of the channel's newest sample.
-    some, sign, more : ndarray of int64, shape (2, contexts)
-        Adaptive probabilities and counts: of a correction at all, of its sign, of each further step.
-    """
-
-    slow: Ints
-    fast: Ints
-    every: Ints
-    last: Ints
-    some: Ints
-    sign: Ints
-    more: Ints
-
-
-def _even(contexts: int) -> Ints:
-    return np.stack([np.full(contexts, ONE // 2), np.zeros(contexts, np.int64)])
-
-
-def new_odds(channels: int) -> Odds:
-    """State before the first sample: one correction in 64."""
-    some = _even(4 * _LEVELS)
-    some[0] = np.clip(_RARE * 2.0 ** (np.arange(4 * _LEVELS) // 4 / 2), 64, ONE // 2).astype(np.int64)
-    rates = np.full(channels, ONE // 64, np.int64)
-    return Odds(rates, rates.copy(), rates[:1].copy(), np.zeros(channels, np.int64), some, _even(9), _even(64))
-
-# %% ../../nbs/39_neural.bounded.ipynb #ce484cd3
-@njit
-def level_of(rate: int) -> int:
-    """Half octave of a rate out of `ONE`, from 0 for under about a thousandth."""
-    v, octave = rate + _RARE, 0
-    while v >= 2 * _RARE:
-        v >>= 1
-        octave += 1
-    return min(2 * octave + (1 if v >= 90 else 0), _LEVELS - 1)
-
-# %% ../../nbs/39_neural.bounded.ipynb #1c1ff65b
-@njit
-def _bit(decoding: bool, state: State, buffer: Bytes, odds: Ints, context: int, bit: int) -> int:
-    if decoding:
-        bit = decode_bit(state, buffer, odds[0, context])
-    else:
-        encode_bit(state, buffer, bit, odds[0, context])
-    adapt(odds[0], odds[1], context, bit, _LIMIT)
-    return bit
-
-# %% ../../nbs/39_neural.bounded.ipynb #f1697ced
-@njit
-def code_index(decoding: bool, state: State, buffer: Bytes, o: Odds, c: int, beside: int, rate: int, k: int) -> int:
-    """Code or decode the index of one correction.
-
-    Parameters
-    ----------
-    decoding : bool
-        The direction.
-    state, buffer : arrays
-        A range coder; an encoder writes at most 48 bytes.
-    o : Odds
-        Moves on.
-    c, beside, rate : int
-        Channel, index of the channel before it, expected rate out of `ONE`.
-    k : int
-        The index, if encoding.
-    """
-    before = o.last[c]
-    context = 4 * level_of(rate) + (1 if before else 0) + (2 if beside else 0)
-    if not _bit(decoding, state, buffer, o.some, context, 1 if k else 0):
-        return 0
-    signs = 3 * (np.sign(before) + 1) + np.sign(beside) + 1
-    negative = _bit(decoding, state, buffer, o.sign, signs, 1 if k < 0 else 0)
-    m, start = 1, 16 * min(abs(before), 3)
-    while m < 16 and _bit(decoding, state, buffer, o.more, start + m, 1 if abs(k) > m else 0):
-        m += 1
-    if m == 16:
-        if decoding:
-            m += int(decode_escape(state, buffer))
-        else:
-            encode_escape(state, buffer, abs(k) - 16)
-            m = abs(k)
-    return -m if negative else m
-
-# %% ../../nbs/39_neural.bounded.ipynb #c1934129
-N_TAPS, TAP_PARTS, FADE = 4, 64, 0.7
-
-
-@njit
-def _rates(o: Odds, c: int, near: int, k: int) -> int:
-    """Take an index into the running rates, and give the rate of the channels before the next one."""
-    now = ONE if k else 0
-    o.slow[c] += (now - o.slow[c]) >> 6
-    o.fast[c] += (now - o.fast[c]) >> 2
-    o.every[0] += (now - o.every[0]) >> 10
-    o.last[c] = k
-    return near + ((now - near) >> 2)
-
-# %% ../../nbs/39_neural.bounded.ipynb #844cd0bd
-@njit
-def code_rows(
-    decoding: bool,
-    state: State,
-    buffer: Bytes,
-    o: Odds,
-    x: Floats,
-    taps: Floats,
-    past: Floats,
-    width: float,
-    whole: bool,
-) -> None:
-    """Code or decode the corrections of some rows.
-
-    Parameters
-    ----------
-    decoding : bool
-        The direction.
-    state, buffer, o
-        As for `code_index`.
-    x : ndarray of float64, shape (time, channel)
-        What the transform left, in the samples' units: an encoder's is read, and either ends with what the decoder adds to the transform's output.
-    taps : ndarray of float64, shape (`N_TAPS`,)
-    past : ndarray of float64, shape (`N_TAPS`, channel)
-        What was added to the newest samples, newest first; moves on.
-    width : float
-        Of a bin.
-    whole : bool
-        Only whole numbers are added.
-    """
-    for t in range(x.shape[0]):
-        near, beside = 0, 0
-        for c in range(x.shape[1]):
-            guess = 0.0
-            for i in range(N_TAPS):
-                guess += taps[i] * past[i, c]
-            at = np.floor(guess + 0.5) if whole else guess
-            k = 0 if decoding else int(np.floor((x[t, c] - at) / width + 0.5))
-            rate = (2 * (o.slow[c] + o.fast[c] + near) + o.every[0]) >> 2
-            k = code_index(decoding, state, buffer, o, c, beside, rate, k)
-            near, beside, x[t, c] = _rates(o, c, near, k), k, at + k * width
-            for i in range(N_TAPS - 1, 0, -1):
-                past[i, c] = past[i - 1, c]
-            past[0, c] = x[t, c] if k else FADE * guess
-
-# %% ../../nbs/39_neural.bounded.ipynb #cd9ab45a
-class Bins(NamedTuple):
-    """How a bound is spent.
-
-    Attributes
-    ----------
-    width : float
-        Of a bin, in the samples' units: what lies in the middle one is within the bound.
-    whole : bool
-        Whether the samples are integers.
-    """
-
-    width: float
-    whole: bool
-
-
-def bins_of(x: Samples, bound: float) -> Bins | None:
-    """Widest bins that keep samples within a bound when they are rounded to their type, or None if it leaves no room."""
-    if x.dtype.kind != "f":
-        reach = int(min(bound, 2.0**32))
-        return Bins(2.0 * reach + 1.0, True) if reach else None
-    room = bound - float(np.spacing(np.abs(x).max() + x.dtype.type(bound)))
-    return Bins(2 * room * (1 - 2**-40), False) if 0 < room < float("inf") else None
-
-# %% ../../nbs/39_neural.bounded.ipynb #506c5f8f
-def fit_taps(rest: Floats, width: float) -> Ints:
-    """Fit the taps, in 1/64, to what the transform left, shape (time, channel): least squares on the corrections alone."""
-    index = np.floor(rest / width + 0.5)
-    past = [np.pad(index, ((i + 1, 0), (0, 0)))[: len(rest)] for i in range(N_TAPS)]
-    a = np.array([[float((p * q).sum()) for q in past] for p in past])
-    b = np.array([float((p * rest).sum()) for p in past]) / width
-    taps = np.linalg.solve(a + (1e-3 * np.trace(a) + 1.0) * np.eye(N_TAPS), b)
-    return np.asarray(np.clip(np.rint(taps * TAP_PARTS), -128, 127), np.int64)
-
-
-def correct(x: Floats, bins: Bins, taps: Ints, stream: bytes | None = None) -> bytes:
-    """Code the corrections of samples (time, channel), or decode them from a stream; `x` as for `code_rows`."""
-    c, o, past = Coder(stream), new_odds(x.shape[1]), np.zeros((N_TAPS, x.shape[1]))
-    rows = max(1, 2**13 // x.shape[1])
-    for start in range(0, len(x), rows):
-        c.reserve(48 * rows * x.shape[1])
-        code_rows(c.decoding, c.state, c.buffer, o, x[start : start + rows], taps / TAP_PARTS, past, *bins)
-    return b"" if c.decoding else c.finish()
+__all__ = ['RATIOS', 'MEAN_PARTS', 'TRANSFORM', 'BoundedSetting', 'encode_layers', 'decode_layers', 'search', 'TransformBounded',
+           'BoundedCodec']
 
 # %% ../../nbs/39_neural.bounded.ipynb #991aa26e
 RATIOS = (8, 10, 12, 14, 16, 19, 22, 26, 32, 38, 45, 54, 64, 76, 90)  # step over half a bin, in eighths
@@ -267,13 +67,6 @@ def _cut(stream: bytes) -> tuple[bytes, bytes]:
 # %% ../../nbs/39_neural.bounded.ipynb #ca1649ad
 TRANSFORM = 8  # first byte of a payload; the others are those of `neural.lossless`
 _HEAD = struct.Struct("<B4sdB4b")  # kind, model id, width of a bin, ratio, taps
-
-
-def _rounded(y: Floats, dtype: np.dtype[Any]) -> Samples:
-    """Samples of a type from numbers; those of a damaged stream can be anything."""
-    y = np.nan_to_num(y)
-    info = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
-    return np.clip(y, float(info.min), float(info.max)).astype(dtype)
 
 
 def encode_layers(x: Samples, bins: Bins, s: BoundedSetting) -> bytes:
@@ -318,7 +111,7 @@ def decode_layers(payload: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) 
         data, rest = _cut(rest)
         added = np.zeros(y.shape)
         correct(added, bins, np.array(taps, np.int64), data)
-        out[rows, group] = _rounded(_base(y + means[group] / MEAN_PARTS, step, bins) + added, dtype)
+        out[rows, group] = to_type(_base(y + means[group] / MEAN_PARTS, step, bins) + added, dtype)
     if rest:
         raise StreamError(f"{len(rest)} bytes follow the last part: the stream is damaged")
     return out

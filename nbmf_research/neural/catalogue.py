@@ -33,6 +33,7 @@ CODEC_MODULES: dict[str, dict[Kind, tuple[str, ...]]] = {
     "nbmf_research.neural.lstm": {"lossy": ("lstm",)},
     "nbmf_research.neural.transformer": {"lossy": ("transformer",)},
     "nbmf_research.neural.vae": {"lossy": ("vae",)},
+    "nbmf_research.neural.spikes": {"lossy": ("nbmf-spikes",)},
     "nbmf_research.neural.bounded": {"bounded": ("nbmf-bounded-max", "nbmf-bounded-transform")},
 }
 

@@ -6,22 +6,26 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from ..coding.container import Block, Certificate, Stream, _load
+from ..coding.container import Block, Certificate, Stream
 from ..core import InputError, MissingDependencyError, NbmfError, StreamError
 from .codec import SampleCoder, Samples, codec_class, create_codec
-from .features import _power, usable_bands
+from .corrections import decode_corrections, encode_corrections, to_type
+from .features import band_power, usable_bands
+from .transform import SteppedCodec, sound_step
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'FALLBACK', 'sample_errors', 'band_errors', 'certify', 'band_code', 'band_bound', 'Goal', 'deviation',
-           'find_knob', 'Coded', 'to_type', 'block_head', 'Chain', 'BlockReport', 'chain_names', 'block_reports',
+           'find_knob', 'Coded', 'Head', 'block_head', 'Chain', 'BlockReport', 'chain_names', 'block_reports',
            'quality', 'stream_info', 'CertificateCheck', 'check_certificates']
 
 # %% ../../nbs/39b_neural.lossy.ipynb #f47bf115
@@ -54,7 +58,7 @@ def band_errors(original: Samples, decoded: Samples, sampling_rate: float) -> di
     bands = usable_bands(len(original), sampling_rate)
     if not bands or len(original) < 2:
         return {}
-    p, q = (_power(v.astype(np.float64), sampling_rate, bands) for v in (original, decoded))
+    p, q = (band_power(v.astype(np.float64), sampling_rate, bands=bands).values for v in (original, decoded))
     floor = 1 / (6 * sampling_rate) if original.dtype.kind in "iu" else 0.0
     out = {}
     for row, (name, (low, high)) in enumerate(bands.items()):
@@ -127,6 +131,8 @@ class Goal:
         A block with less goes to a smaller step, then to the next codec.
     max_rmse : float or None
         The same for its root-mean-square error, in counts.
+    max_error : float or None
+        No sample is further off, in counts: a layer of `neural.corrections` follows each lossy block.
     """
 
     ratio: float | None = None
@@ -134,6 +140,7 @@ class Goal:
     snr_db: float | None = None
     min_snr_db: float | None = None
     max_rmse: float | None = None
+    max_error: float | None = None
 
     def __post_init__(self) -> None:
         given = {k: v for k, v in vars(self).items() if v is not None}
@@ -203,12 +210,12 @@ def find_knob(
 
 def _next_knob(seen: Sequence[tuple[float, float]], aim: float, slope: float) -> float:
     """Follow the line through the last points, within the interval that holds the goal; logarithms in, the knob out."""
-    under = max((p for p in seen if p[1] < aim), key=lambda p: p[1], default=None)
-    over = min((p for p in seen if p[1] >= aim), key=lambda p: p[1], default=None)
-    if under and over:
-        part = (aim - under[1]) / (over[1] - under[1])
+    pairs = [(a, b) for a, b in pairwise(sorted(seen)) if (a[1] < aim) != (b[1] < aim)]
+    if pairs:  # the goal lies between neighbours, even where the measure jumps back and forth
+        (left, low), (right, high) = min(pairs, key=lambda pair: pair[1][0] - pair[0][0])
+        part = (aim - low) / (high - low)
         stalled = len(seen) > 4 and len(seen) % 2  # one end stays: halve
-        return math.exp(under[0] + (0.5 if stalled else min(max(part, 0.05), 0.95)) * (over[0] - under[0]))
+        return math.exp(left + (0.5 if stalled else min(max(part, 0.05), 0.95)) * (right - left))
     (knob, value), rise = seen[-1], slope
     if len(seen) > 1:
         rise = (value - seen[-2][1]) / (knob - seen[-2][0])
@@ -217,7 +224,7 @@ def _next_knob(seen: Sequence[tuple[float, float]], aim: float, slope: float) ->
 
 # %% ../../nbs/39b_neural.lossy.ipynb #48555017
 FALLBACK = ("adaptive", "klt-dct", "nbmf-max")
-_MOST_CODECS, _MOST_BANDS = 16, 15
+_MOST_CODECS, _MOST_BANDS, _CORRECTED = 16, 7, 8
 _DEAR = 4  # a block that shrinks less is tried without loss
 
 
@@ -228,26 +235,44 @@ class Coded(NamedTuple):
     decoded: Samples
     step: float
 
-
-def to_type(y: Samples, dtype: np.dtype[Any]) -> Samples:
-    """Samples as their reader gets them: rounded and clipped to an integer type."""
-    if dtype.kind == "f" or y.dtype == dtype:
-        return y.astype(dtype, copy=False)
-    limits = np.iinfo(dtype)
-    return np.clip(np.rint(y.astype(np.float64)), limits.min, limits.max).astype(dtype)
-
 # %% ../../nbs/39b_neural.lossy.ipynb #29b1b03f
-def block_head(payload: bytes) -> tuple[int, bytes]:
-    """Place of the codec in the chain, and the codes of the band errors."""
-    if not payload or len(payload) < 1 + (payload[0] & 15):
+class Head(NamedTuple):
+    """What stands before a block's bytes.
+
+    Attributes
+    ----------
+    number : int
+        Place of the codec in the chain.
+    corrected : bool
+        Whether a layer of corrections follows what the codec wrote.
+    bands : bytes
+        Codes of the band errors.
+    """
+
+    number: int
+    corrected: bool
+    bands: bytes
+
+    def pack(self) -> bytes:
+        """Serialise."""
+        return bytes([16 * self.number + _CORRECTED * self.corrected + len(self.bands)]) + self.bands
+
+
+def block_head(payload: bytes) -> Head:
+    """Read the head of a payload; `StreamError` if it is cut short."""
+    count = payload[0] & _MOST_BANDS if payload else 0
+    if len(payload) < 1 + count:
         raise StreamError("the block's payload ends inside its head")
-    return payload[0] >> 4, payload[1 : 1 + (payload[0] & 15)]
+    return Head(payload[0] >> 4, bool(payload[0] & _CORRECTED), payload[1 : 1 + count])
+
+# %% ../../nbs/39b_neural.lossy.ipynb #71dd2807
+_LENGTH = struct.Struct("<I")
 
 
 class _Codecs:
     """The codecs of a chain, each for itself."""
 
-    def __init__(self, names: Sequence[str], sampling_rate: float) -> None:
+    def __init__(self, names: Sequence[str], sampling_rate: float, bound: float, options: dict[str, Any]) -> None:
         if not 1 <= len(names) <= _MOST_CODECS:
             raise InputError(f"a chain has 1 to {_MOST_CODECS} codecs, not {len(names)}")
         for name, made in zip(names, map(codec_class, names)):
@@ -255,7 +280,8 @@ class _Codecs:
                 raise InputError(f"{name} can be in no chain: it is not lossless, and has no step")
             if why := made.missing():
                 raise MissingDependencyError(why)
-        self.names, self.sampling_rate = tuple(names), sampling_rate
+        create_codec(names[0], **options)
+        self.names, self.sampling_rate, self.bound, self.options = tuple(names), sampling_rate, bound, options
         self.exact = [i for i, name in enumerate(names) if codec_class(name).kind == "lossless"]
 
     def order(self, x: Samples) -> list[int]:
@@ -270,25 +296,38 @@ class _Codecs:
         coder = create_codec(self.names[number])
         return to_type(coder.decode(body, shape, coder.decoded_dtype(dtype)), dtype)
 
-    def attempt(self, number: int, x: Samples, step: float) -> Coded:
-        """Code with one of the codecs, and decode; without a head."""
-        options = {} if number in self.exact else {"step": step}
-        body = create_codec(self.names[number], **options).encode(x)
-        return Coded(body, self.restore(number, body, (x.shape[0], x.shape[1]), x.dtype), options.get("step", 0.0))
+    def attempt(self, number: int, x: Samples, step: float, near: float | None = None) -> Coded:
+        """Code with one of the codecs, and decode; without a head. For `near` see `SteppedCodec`."""
+        exact = number in self.exact
+        options = ({} if exact else {"step": step}) | ({} if number else self.options)
+        coder = create_codec(self.names[number], **options)
+        if isinstance(coder, SteppedCodec):
+            coder.near = near
+        body = coder.encode(x)
+        y = self.restore(number, body, (x.shape[0], x.shape[1]), x.dtype)
+        if exact or math.isinf(self.bound):
+            return Coded(body, y, 0.0 if exact else step)
+        layer = encode_corrections(x, y, self.bound)
+        y = decode_corrections(layer, y)
+        if sample_errors(x, y).max() > self.bound:
+            raise NbmfError(f"corrections do not bring {self.names[number]} within {self.bound:g}")
+        return Coded(_LENGTH.pack(len(body)) + body + layer, y, step)
 
     def finish(self, number: int, x: Samples, coded: Coded) -> Coded:
         """Put the head before the payload."""
-        known = number not in self.exact and self.sampling_rate > 0
+        lossy = number not in self.exact
+        known = lossy and self.sampling_rate > 0
         bands = list(band_errors(x, coded.decoded, self.sampling_rate).values())[:_MOST_BANDS] if known else []
-        return coded._replace(payload=bytes([16 * number + len(bands), *map(band_code, bands)]) + coded.payload)
+        head = Head(number, lossy and not math.isinf(self.bound), bytes(map(band_code, bands)))
+        return coded._replace(payload=head.pack() + coded.payload)
 
 # %% ../../nbs/39b_neural.lossy.ipynb #987d140d
-def _within(own: _Codecs, number: int, x: Samples, start: float, low: float, high: float) -> Coded | None:
+def _within(own: _Codecs, number: int, x: Samples, start: float, near: float, low: float, high: float) -> Coded | None:
     """Code with a lossy codec and a root-mean-square error within limits; None where that fails."""
     made = dict[float, Coded]()
 
     def noise(step: float) -> float:
-        made[step] = own.attempt(number, x, step)
+        made[step] = own.attempt(number, x, step, near)
         return float(np.sqrt(np.mean(sample_errors(x, made[step].decoded) ** 2)))
 
     try:
@@ -310,6 +349,10 @@ class Chain(SampleCoder):
     goal : Goal, optional
     sampling_rate : float
         Hertz, for the bands; the decoder does not need it.
+    near : float, optional
+        See `transform.SteppedCodec`; each block's first step if left out.
+    **options
+        Further parameters of the first codec, such as ``weights``; the decoder needs none of them.
     """
 
     kind = "lossy"
@@ -322,11 +365,15 @@ class Chain(SampleCoder):
         step: float = 1.0,
         goal: Goal | None = None,
         sampling_rate: float = 0.0,
+        near: float | None = None,
+        **options: Any,
     ) -> None:
-        if not 1e-30 < step < 1e30:
+        if not sound_step(step):
             raise InputError(f"step is {step}; give a positive number of counts")
-        self._own = _Codecs(codecs, sampling_rate)
-        self.codecs, self.step, self.goal, self.looseness = self._own.names, step, goal or Goal(), 6.0
+        self.step, self.goal, self.looseness, self.near = step, goal or Goal(), 6.0, near
+        bound = math.inf if self.goal.max_error is None else self.goal.max_error
+        self._own = _Codecs(codecs, sampling_rate, bound, options)
+        self.codecs = self._own.names
 
     def decoded_dtype(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
         """Return the stream's own type."""
@@ -338,10 +385,14 @@ class Chain(SampleCoder):
 
     def decode(self, payload: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> Samples:
         """Decode a block to the stream's type."""
-        number, bands = block_head(payload)
-        if number >= len(self.codecs):
-            raise StreamError(f"the block names codec {number} of {len(self.codecs)}; it is damaged")
-        return self._own.restore(number, payload[1 + len(bands) :], shape, dtype)
+        head = block_head(payload)
+        body, layer = payload[1 + len(head.bands) :], b"\0"
+        if head.number >= len(self.codecs):
+            raise StreamError(f"the block names codec {head.number} of {len(self.codecs)}; it is damaged")
+        if head.corrected:
+            size = _LENGTH.unpack_from(body)[0] if len(body) >= _LENGTH.size else len(body)
+            body, layer = body[_LENGTH.size : _LENGTH.size + size], body[_LENGTH.size + size :]
+        return decode_corrections(layer, self._own.restore(head.number, body, shape, dtype))
 
     def code(self, x: Samples) -> Coded:
         """Code a block of samples (time, channel), and decode it; `InputError` if no codec of the chain keeps the goal."""
@@ -352,7 +403,9 @@ class Chain(SampleCoder):
         start, low = (high * self.looseness, (1 - TOLERANCE) * high) if search else (self.step, 0.0)
         for number in own.order(x):
             exact = number in own.exact
-            coded = own.attempt(number, x, 0.0) if exact else _within(own, number, x, start, low, high)
+            coded = (
+                own.attempt(number, x, 0.0) if exact else _within(own, number, x, start, self.near or start, low, high)
+            )
             if coded is None:
                 continue
             options = {number: coded}
@@ -399,19 +452,18 @@ def chain_names(stream: Stream) -> tuple[str, ...]:
 
 def block_reports(stream: Stream) -> Iterator[BlockReport]:
     """Read the heads of all blocks of a stream that was made with a chain, in the order of the file."""
-    names, parts = chain_names(stream), stream._blocks
-    for row in range(len(parts.table.n)):
-        block, body = _load(parts.source, parts.opening.seed, parts.table, row)
-        yield _report(block, body, names, parts.opening.layout.groups[block.group], stream.metadata.sampling_rate)
+    names, rate = chain_names(stream), stream.metadata.sampling_rate
+    for block, body, channels in stream.blocks():
+        yield _report(block, body, names, channels, rate)
 
 
 def _report(block: Block, body: bytes, names: Sequence[str], channels: NDArray[np.intp], rate: float) -> BlockReport:
-    number, codes = block_head(body) if block.codec else (0, b"")
-    if number >= len(names):
-        raise StreamError(f"a block names codec {number} of {len(names)}; it is damaged")
-    bounds = dict(zip(usable_bands(block.n, rate), map(band_bound, codes)))
+    head = block_head(body) if block.codec else Head(0, False, b"")
+    if head.number >= len(names):
+        raise StreamError(f"a block names codec {head.number} of {len(names)}; it is damaged")
+    bounds = dict(zip(usable_bands(block.n, rate), map(band_bound, head.bands)))
     bands = {k: v for k, v in bounds.items() if not math.isnan(v)}
-    codec = names[number] if block.codec else "raw"
+    codec = names[head.number] if block.codec else "raw"
     return BlockReport(block.start, block.n, channels, codec, block.certificate or Certificate(), bands)
 
 # %% ../../nbs/39b_neural.lossy.ipynb #3d6bc668

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,6 +36,7 @@ from nbmf_research.coding.container import (
 )
 from ..core import InputError, MissingDependencyError, NbmfError, atomic_path
 from .codec import SampleCoder, codec_class, codec_names, create_codec
+from .corrections import to_type
 from nbmf_research.neural.lossy import (
     FALLBACK,
     TOLERANCE,
@@ -46,7 +47,6 @@ from nbmf_research.neural.lossy import (
     find_knob,
     sample_errors,
     stream_info,
-    to_type,
 )
 from nbmf_research.neural.recordings import (
     LAYOUT,
@@ -61,7 +61,7 @@ from nbmf_research.neural.recordings import (
 
 # %% auto #0
 __all__ = ['COUNTS', 'BLOCK_VALUES', 'BLOCK_SAMPLES', 'GROUP_CHANNELS', 'SAVERS', 'RecordingBlock', 'parse_bound', 'BoundCheck',
-           'group_size', 'block_length', 'bounded_codec', 'lossy_chain', 'encode_recording', 'open_nbmf',
+           'group_size', 'block_length', 'bounded_codec', 'has_step', 'lossy_chain', 'encode_recording', 'open_nbmf',
            'decode_recording']
 
 # %% ../../nbs/35_neural.streams.ipynb #b1f8faf6
@@ -306,6 +306,12 @@ def _layout(
     return {"block_samples": step, "groups": groups}
 
 # %% ../../nbs/35_neural.streams.ipynb #fdad209a
+def has_step(codec: str) -> bool:
+    """Whether a registered codec is lossy and takes a step, as those of a chain do."""
+    made = codec_class(codec)
+    return (made.kind, made.knob) == ("lossy", "step")
+
+
 def lossy_chain(codec: str, goal: Goal, fallback: Sequence[str] | None = None) -> tuple[str, ...]:
     """Find the chain of codecs that a recording's blocks go through.
 
@@ -328,10 +334,9 @@ def lossy_chain(codec: str, goal: Goal, fallback: Sequence[str] | None = None) -
         If it has no step, and there is a goal or a fallback.
     """
     name = FALLBACK[0] if codec == "nbmf-max" and (goal or fallback is not None) else codec
-    made = codec_class(name)
-    if (made.kind, made.knob) != ("lossy", "step"):
+    if not has_step(name):
         if goal or fallback is not None:
-            fit = [n for n in codec_names("lossy") if codec_class(n).knob == "step"]
+            fit = [n for n in codec_names("lossy") if has_step(n)]
             raise InputError(f"{codec} has no step that could be chosen; use one of {', '.join(fit)}")
         return ()
     behind = FALLBACK[FALLBACK.index(name) + 1 :] if name in FALLBACK else FALLBACK[1:]
@@ -382,23 +387,21 @@ _MANY = 8  # places, from which on the search begins with an excerpt
 _BLOCK_BYTES = 36  # frame, head and index of a block, about
 
 
-def _first_step(job: _Job, make: Callable[[float], _Watched], bits: float) -> float:
-    """A step to begin with: on long recordings one that meets the target on an excerpt."""
+def _first_step(job: _Job, make: Callable[[float, float], _Watched], bits: float) -> float:
+    """A step to begin with: one that meets the target on an excerpt, closely if the recording is long."""
     long = job.x.shape[0] > _MANY * job.layout["block_samples"]
     blocks = job.excerpt(_EXCERPT if long else 1)
     spread = [deviation(b) for b in blocks if np.isfinite(b).all()]
-    step = 0.3 * max(spread, default=0.0) or 1.0
-    if not long:
-        return step
-    total = sum(b.size for b in blocks)
+    guess = 0.3 * max(spread, default=0.0) or 1.0
+    total, wide = sum(b.size for b in blocks), 0.005 if long else 0.1
 
     def measure(step: float) -> float:
-        coder = make(step)
+        coder = make(step, guess)
         payloads = (job.executor.map if job.executor else map)(coder.coder.encode, blocks)
         return sum(8 * (len(p) + _BLOCK_BYTES) for p in payloads) / total
 
     middle = (1 - TOLERANCE / 2) * bits
-    return find_knob(measure, step, 0.995 * middle, 1.005 * middle, slope=-1.0) or step
+    return find_knob(measure, guess, (1 - wide) * middle, (1 + wide) * middle, slope=-1.0) or guess
 
 
 @contextmanager
@@ -418,20 +421,21 @@ def _rewritable(target: str | os.PathLike[str] | BinaryIO) -> Iterator[Path]:
 
 
 def _write_sized(
-    job: _Job, target: str | os.PathLike[str] | BinaryIO, make: Callable[[float], _Watched], bits: float
+    job: _Job, target: str | os.PathLike[str] | BinaryIO, make: Callable[[float, float], _Watched], bits: float
 ) -> None:
     """Write a stream of so many bits a sample, at most `TOLERANCE` less."""
     if job.resume:
         raise InputError("a target of size is met by writing several times, which cannot be resumed; leave resume out")
     written: list[float] = []
+    near = _first_step(job, make, bits)
     with _rewritable(target) as part:
 
         def measure(step: float) -> float:
-            job.write(part, make(step))
+            job.write(part, make(step, near))
             written[:] = [step, 8 * part.stat().st_size / job.x.size]
             return written[1]
 
-        step = find_knob(measure, _first_step(job, make, bits), (1 - TOLERANCE) * bits, bits, slope=-1.0)
+        step = find_knob(measure, near, (1 - TOLERANCE) * bits, bits, slope=-1.0)
         if step is None:
             raise InputError(
                 f"{bits:.3g} bits a sample are out of reach for this recording: the smallest stream made has {written[1]:.3g}; ask for less, or make the blocks longer"
@@ -442,20 +446,22 @@ def _write_sized(
 # %% ../../nbs/35_neural.streams.ipynb #7daa3ae2
 def _chain_maker(
     job: _Job, chain: Sequence[str], goal: Goal, parameters: dict[str, Any]
-) -> Callable[[float], _Watched]:
-    """How to make the block codec of a chain with a step."""
-    more = sorted(parameters.keys() - {"step"})
-    if more or ("step" in parameters and (goal.bits or goal.snr_db is not None)):
-        raise InputError(f"a chain of codecs takes a step, and none with a target; not so: {', '.join(more) or 'step'}")
+) -> Callable[[float, float | None], _Watched]:
+    """How to make the block codec of a chain with a step, and with another one for choices; see `lossy.Chain`."""
+    own = {k: v for k, v in parameters.items() if k != "step"}
+    if "step" in parameters and (goal.bits or goal.snr_db is not None):
+        raise InputError("a target chooses the step; give one of the two")
 
-    def make(step: float) -> _Watched:
+    def make(step: float, near: float | None) -> _Watched:
         return _Watched(
             job.bar.update,
             chain[0],
             fallback=chain[1:],
             step=step,
+            near=near,
             goal=goal,
             sampling_rate=job.x.attrs["sampling_rate"],
+            **own,
         )
 
     return make
@@ -468,7 +474,7 @@ def _write_chain(
     make = _chain_maker(job, chain, goal, parameters)
     if goal.bits:
         return _write_sized(job, target, make, goal.bits)
-    block_codec = make(parameters.get("step", 1.0))
+    block_codec = make(parameters.get("step", 1.0), None)
     if goal.snr_db is not None and isinstance(block_codec.coder, Chain):
         first = job.excerpt(1)[0]
         coded = block_codec.coder.code(first)
@@ -509,7 +515,7 @@ def encode_recording(
     codec : str
         Registered name; `codec_names` lists them.
     max_error : float or str, optional
-        Largest error of any sample, see `parse_bound`; checked in every block.
+        Largest error of any sample, see `parse_bound`; checked in every block. With a target, a floor, a fallback or a lossy codec, a layer of corrections keeps it; alone, a codec that has a bound for its target.
     fallback : sequence of str, optional
         Codecs for blocks on which a lossy codec fails; see `lossy_chain`.
     block_seconds : float, optional
@@ -529,8 +535,8 @@ def encode_recording(
         `stream_info` of what was written. What does not fit together, or is out of reach, raises `InputError`.
     """
     goal, rate = _goal(check_recording(x), parameters), x.attrs["sampling_rate"]
-    if max_error is not None and (goal or fallback is not None):
-        raise InputError("max_error bounds every sample, and goes with no other target, floor or fallback")
+    if max_error is not None and (goal or fallback is not None or has_step(codec)):
+        goal, max_error = replace(goal, max_error=parse_bound(max_error, x)), None
     chain = lossy_chain(codec, goal, fallback) if max_error is None else ()
     name, own, bound = bounded_codec(codec, max_error, x)
     check = (lambda a, b, gain: certify(a, b, gain, rate)) if chain else BoundCheck(bound)

@@ -629,6 +629,11 @@ class SteppedCodec(Codec):
     step : float
         In the units of the recording.
 
+    Attributes
+    ----------
+    near : float or None
+        A step for choices that hardly depend on it, in place of the own one: who searches for a step holds it fixed, so that rate and error change smoothly.
+
     Raises
     ------
     InputError
@@ -637,6 +642,7 @@ class SteppedCodec(Codec):
 
     kind = "lossy"
     knob = "step"
+    near: float | None = None
 
     def __init__(self, step: float = 1.0) -> None:
         if not sound_step(step):

@@ -5,7 +5,6 @@
 # %% ../../nbs/38d_neural.transformer.ipynb #eaef25d6
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,22 +25,12 @@ from nbmf_research.coding.attention import (
     steps,
     twin_block,
 )
-from nbmf_research.coding.exact import (
-    ExactSequential,
-    TwinConv1d,
-    TwinSequential,
-    TwinTable,
-    export,
-)
+from ..coding.exact import TwinConv1d, TwinSequential, TwinTable
 from ..core import InputError
 from nbmf_research.neural.autoregressive import (
     LEVELS,
     Autoregressive,
-    CausalNet,
-    FrozenCausal,
-    Step,
-    frames_before,
-    serialise,
+    TwoBranches,
 )
 from .codec import register_codec
 from .entropy import QUARTERS, EntropyModel, Hyperprior, Ints
@@ -60,7 +49,7 @@ from nbmf_research.neural.learned import (
 
 # %% auto #0
 __all__ = ['KINDS', 'PERIOD', 'TransformerConfig', 'FloatAttention', 'sinusoids', 'Encoder', 'Block', 'CausalTransformer',
-           'FrozenTransformer', 'one_by_one', 'Transformer', 'entropy_of', 'TransformerCodec', 'Synthesis']
+           'Transformer', 'entropy_of', 'TransformerCodec', 'Synthesis']
 
 # %% ../../nbs/38d_neural.transformer.ipynb #27160dcf
 KINDS = ("full", "local", "sparse", "linear")
@@ -238,7 +227,7 @@ class Block(nn.Module):
         return torch.as_tensor(x + self.dense(self.norms[1](x)))
 
 # %% ../../nbs/38d_neural.transformer.ipynb #cbd538fa
-class CausalTransformer(CausalNet):
+class CausalTransformer(TwoBranches):
     """Exact causal Transformer over frames plus a convolution over tokens.
 
     Parameters
@@ -247,90 +236,16 @@ class CausalTransformer(CausalNet):
     """
 
     def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        c = config
-        self.width, self.bands = c.latents // c.bands, c.bands
+        c, width = config, config.latents // config.bands
         close = [
-            TwinConv1d(self.width + c.bands, c.width, 2 * c.bands, grid=TRUNK),
+            TwinConv1d(width + c.bands, c.width, 2 * c.bands, grid=TRUNK),
             TwinTable(functional.gelu, TRUNK),
-            TwinConv1d(c.width, self.width, grid=QUARTERS),
+            TwinConv1d(c.width, width, grid=QUARTERS),
         ]
         parts = [twin_block(c.width, c.heads, c.before, positions=bool(c.relative)) for _ in range(c.blocks)]
         first, last = TwinConv1d(c.latents, c.width, grid=TRUNK), TwinConv1d(c.width, c.latents, grid=QUARTERS)
         apart = [first, *(layer for part in parts for layer in part), last]
-        self.near, self.far = TwinSequential(close, LEVELS), TwinSequential(apart, LEVELS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """See `CausalNet`."""
-        far = self.far(frames_before(x, self.width, self.bands))
-        return torch.as_tensor(self.near(x) + serialise(far, self.bands))
-
-    def freeze(self) -> FrozenTransformer:
-        """See `CausalNet`."""
-        self.eval()
-        return FrozenTransformer(export(self.near), export(self.far), self.width, self.bands)
-
-    def restore(self, nets: Mapping[str, ExactSequential]) -> FrozenTransformer:
-        """See `CausalNet`."""
-        return FrozenTransformer(nets["near"], nets["far"], self.width, self.bands)
-
-# %% ../../nbs/38d_neural.transformer.ipynb #8bc03567
-class FrozenTransformer(FrozenCausal):
-    """A causal Transformer's integers.
-
-    Parameters
-    ----------
-    near, far : ExactSequential
-        The branches over tokens and over frames, from `LEVELS` to `QUARTERS`.
-    width, bands : int
-        Latents in a token, tokens in a frame.
-    """
-
-    def __init__(self, near: ExactSequential, far: ExactSequential, width: int, bands: int) -> None:
-        self.nets, self.width, self.bands = {"near": near, "far": far}, width, bands
-
-    def parallel(self, x: Ints) -> Ints:
-        """See `FrozenCausal`."""
-        given = torch.from_numpy(x).float()
-        far = self.nets["far"](frames_before(given, self.width, self.bands))
-        return np.asarray((self.nets["near"](given) + serialise(far, self.bands)).numpy().astype(np.int64))
-
-    def start(self, batch: int) -> Step:
-        """See `FrozenCausal`."""
-        near, far = one_by_one(self.nets["near"]), one_by_one(self.nets["far"])
-        frame = np.zeros((batch, self.bands, self.width), np.int64)
-        ahead, t = frame, -1
-
-        def step(x: Ints) -> Ints:
-            nonlocal ahead, t
-            t += 1
-            frame[:, (t - 1) % self.bands] = x[:, : self.width]
-            if t % self.bands == 0:
-                ahead = far(frame.reshape(batch, -1)).reshape(frame.shape)
-            return np.asarray(near(x) + ahead[:, t % self.bands])
-
-        return step
-
-
-def one_by_one(net: ExactSequential) -> Step:
-    """Run a causal exact network on one frame (batch, channels) after the other.
-
-    Parameters
-    ----------
-    net : ExactSequential
-        Where its self-test has failed, each step computes the whole past by the reference: slow, and right.
-    """
-    net(torch.zeros(1, net.channels or 1, 1))  # the self-test, if there was none
-    seen: list[Ints] = []
-
-    def slow(x: Ints) -> Ints:
-        seen.append(x.copy())
-        return np.asarray(net.reference(np.stack(seen, -1))[..., -1])
-
-    if net.fallback:
-        return slow
-    stream = steps(net)
-    return lambda x: np.asarray(stream.push(torch.from_numpy(x[..., None]).float())[..., 0].numpy().astype(np.int64))
+        super().__init__(TwinSequential(close, LEVELS), TwinSequential(apart, LEVELS), width, c.bands)
 
 # %% ../../nbs/38d_neural.transformer.ipynb #8fdf2fb9
 @MODELS.register("transformer")

@@ -17,22 +17,17 @@ from nbmf_research.neural import sets
 from nbmf_research.neural.adaptive import excerpt
 from nbmf_research.neural.bounded import (
     MDCT,
-    N_TAPS,
     RATIOS,
     TRANSFORM,
-    Bins,
     BoundedCodec,
     BoundedSetting,
     TransformBounded,
-    bins_of,
-    correct,
     decode_layers,
     encode_layers,
-    fit_taps,
-    level_of,
     search,
 )
 from nbmf_research.neural.codec import Codec, decompress
+from nbmf_research.neural.corrections import Bins
 from nbmf_research.neural.evaluate import views
 from nbmf_research.neural.lossless import Bounded
 from nbmf_research.neural.recordings import crop
@@ -93,43 +88,6 @@ def test_extremes(codec: type[Bounded], bound: float) -> None:
         rng.choice(np.array([-1e-300, 0.0, 1e-300]), (200, 2)),
     ):
         assert furthest(x, decompress(codec(bound).compress(x)).values) <= bound
-
-
-@given(
-    shape=st.tuples(st.integers(1, 60), st.integers(1, 4)),
-    width=st.integers(0, 40).map(lambda e: 2.0 * e + 1.0),
-    scale=st.floats(0.1, 1e5),
-    taps=st.lists(st.integers(-128, 127), min_size=N_TAPS, max_size=N_TAPS),
-    seed=st.integers(0, 2**31),
-)
-@settings(max_examples=60, deadline=None)
-def test_corrections_come_back_with_any_taps(
-    shape: tuple[int, int], width: float, scale: float, taps: list[int], seed: int
-) -> None:
-    rest = np.round(np.random.default_rng(seed).standard_cauchy(shape) * scale).clip(-1e9, 1e9)
-    added, again, small = rest.copy(), np.zeros(shape), np.array(taps) // 6  # larger ones may grow without limit
-    stream = correct(added, Bins(width, True), small)
-    correct(again, Bins(width, True), small, stream)
-    assert (added == again).all() and np.abs(rest - added).max() <= (width - 1) / 2
-
-
-def test_levels_rise_with_the_rate() -> None:
-    levels = [level_of(r) for r in range(1 << 16)]
-    assert levels[0] == 0 and levels == sorted(levels) and set(levels) == set(range(max(levels) + 1))
-
-
-def test_bins_are_as_wide_as_rounding_allows() -> None:
-    x = np.array([[1e6]], np.float32)
-    assert bins_of(x, 0.01) is None  # neighbours of 1e6 are 0.06 apart
-    found = bins_of(x, 1.0)
-    assert found is not None and not found.whole and 1.8 < found.width < 2.0
-    assert bins_of(x.astype(np.int32), 0.99) is None and bins_of(x.astype(np.int32), 7.9) == Bins(15.0, True)
-
-
-def test_taps_save_bytes_where_the_rest_is_smooth() -> None:
-    rest = np.round(rhythm(20_000, 2, 2.0) * rhythm(20_000, 2, 2.0, 1))
-    smooth, none = (len(correct(rest.copy(), Bins(21.0, True), t)) for t in (fit_taps(rest, 21.0), np.zeros(4, int)))
-    assert smooth < 0.95 * none
 
 
 def test_wide_bounds_use_the_transform_and_narrow_ones_prediction() -> None:

@@ -49,6 +49,31 @@ def encoded(x: xr.DataArray, **options) -> tuple[bytes, dict]:
 # ---- targets
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"ratio": 10.0, "max_error": "12uV"},
+        {"codec": "vae", "step": 40.0, "max_error": 3.0, "weights": "vae"},
+        {"codec": "wavelet", "step": 40.0, "max_error": "9counts", "fallback": []},
+    ],
+)
+def test_a_hard_bound_under_any_lossy_codec(eeg: xr.DataArray, asked: dict) -> None:
+    data, info = encoded(eeg, block_seconds=5.0, **asked)
+    with c.open_stream(data) as s:
+        y = s.read()
+        assert not lossy.check_certificates(s, eeg).violations
+    counts = streams.parse_bound(asked["max_error"], eeg)
+    assert 0 < np.abs(y.astype(int) - eeg.values).max() <= counts and "nbmf-max" not in info["quality"]["share"]
+    if "ratio" in asked:
+        assert 10 <= info["ratio_int16"] <= 10 / 0.98
+
+
+def test_a_bound_without_room_is_kept_without_loss(eeg: xr.DataArray) -> None:
+    floats = recording(eeg.values.astype(np.float32) * 1e6, eeg.attrs["sampling_rate"])
+    _, info = encoded(floats, codec="adaptive", step=1e8, max_error=1e-3)
+    assert info["quality"]["share"] == {"nbmf-max": 1.0} and info["quality"]["max_error"] == 0.0
+
+
 @pytest.mark.parametrize("ratio", [6.0, 12.0, 30.0])
 @pytest.mark.parametrize("seconds", [10.0, 0.5])  # one block; twenty, so that the search begins with an excerpt
 def test_a_ratio_is_met_by_all_bytes_of_the_file(eeg: xr.DataArray, ratio: float, seconds: float) -> None:
@@ -334,11 +359,11 @@ def test_1024_channels() -> None:
         ({"ratio": 0}, "makes no sense"),
         ({"bits_per_sample": float("nan")}, "makes no sense"),
         ({"snr_db": float("inf")}, "makes no sense"),
-        ({"ratio": 20, "max_error": 3}, "no other target"),
+        ({"ratio": 20, "max_error": 0}, "max_error=0"),
         ({"ratio": 20, "codec": "nbmf-balanced"}, "no step"),
         ({"ratio": 20, "codec": "nbmf-bounded"}, "no step"),
-        ({"ratio": 20, "step": 3.0}, "takes a step, and none with a target"),
-        ({"codec": "adaptive", "level": 3}, "not so: level"),
+        ({"ratio": 20, "step": 3.0}, "a target chooses the step"),
+        ({"codec": "adaptive", "level": 3}, "'level'"),
         ({"codec": "adaptive", "step": -3.0}, "positive number"),
         ({"ratio": 20, "fallback": ["zfp"]}, "no chain"),
         ({"ratio": 20, "fallback": ["nbmf-mux"]}, "did you mean"),

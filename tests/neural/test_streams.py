@@ -260,7 +260,7 @@ def test_a_bound_that_is_missed_stops_the_encoder(tmp_path: Path, monkeypatch: p
     ("options", "says"),
     [
         ({"codec": "nbmf-fast", "max_error": 1}, "nbmf-bounded"),
-        ({"codec": "dct", "max_error": 1}, "keeps no error bound"),
+        ({"codec": "wavpack-hybrid", "max_error": 1}, "keeps no error bound"),
         ({"codec": "nbmf-maxx"}, "did you mean"),
         ({"block_seconds": 0}, "hold no sample"),
         ({"block_seconds": float("nan")}, "hold no sample"),
