@@ -261,7 +261,7 @@ def encode_corrections(x: Samples, y: Samples, bound: float) -> bytes:
 
 
 def decode_corrections(layer: bytes, y: Samples) -> Samples:
-    """Correct a decoding, shape (time, channel); a layer that no encoder writes raises `StreamError`."""
+    """Correct a decoding, shape (time, channel). A head that no encoder writes raises `StreamError`; damage behind it is for the checksum of what holds the layer."""
     if layer == b"\0":
         return y
     if len(layer) < _LAYER.size or layer[0] != 1:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -300,10 +301,15 @@ def _layers(content: Content, shape: tuple[int, int]) -> tuple[Floats, Floats]:
     return spikes[inside], mask[inside]
 
 
+_MOST_SEED = 2**24 - 1
+
+
 def _noise(content: Content, n: int) -> Floats:
-    """Made-up noise (time, channel) in noise levels."""
+    """Made-up noise (time, channel) in noise levels, other numbers for each block and channel: its seed is a checksum of what lies below it."""
     level = np.exp2(content.level / _LEVEL)
-    return np.stack([v * coloured_noise(a, n, c) for c, (a, v) in enumerate(zip(content.angles, level))], axis=1)
+    own = zlib.crc32(content.mean.tobytes() + content.noise.tobytes() + content.field)
+    seeds = [zlib.crc32(c.to_bytes(4, "little"), own) & _MOST_SEED for c in range(len(level))]
+    return np.stack([v * coloured_noise(a, n, s) for s, a, v in zip(seeds, content.angles, level)], axis=1)
 
 
 def render(content: Content, shape: tuple[int, int]) -> Floats:
@@ -642,7 +648,7 @@ def _head(stream: bytes, shape: tuple[int, int]) -> tuple[Any, ...]:
     head = _HEAD.unpack_from(stream)[1:]
     rate, threshold, margin, step, every, shapes, events, quiet = head[:8]
     sound = SPIKE_RATE <= rate < 1e7 and 0 < abs(threshold) < 1e6 and 0 <= margin < abs(threshold) and 0 < step < 1e6
-    if not sound or every != max(int(rate // FIELD_RATE), 1) or max(shapes, 0) > MOST_SHAPES:
+    if not sound or every != max(int(rate // FIELD_RATE), 1) or shapes > MOST_SHAPES:
         raise StreamError("the head of the spike stream holds numbers that make no sense; it is damaged")
     if max(events, quiet) > shape[0] * shape[1]:
         raise StreamError("the stream claims more spikes than samples; it is damaged")

@@ -322,3 +322,14 @@ def test_real_recordings_keep_their_spikes(name: str) -> None:
         rate = x.attrs["sampling_rate"]
         a, b = (detect_spikes(v, rate) for v in (x.values, decompress(s).values))
         assert 2 * x.size / len(s) > 25 and said["f1"] > 0.98 and compare_spikes(a, b)["f1"] > 0.98
+
+
+def test_made_up_noise_is_another_in_each_block_and_channel(sim: Simulation) -> None:
+    """Noise that repeated would be a rhythm and a synchrony that no brain made."""
+    x, codec = sim.recording.values, create_codec("nbmf-spikes")
+    half = len(x) // 2
+    parts = [codec.compress(p, sampling_rate=RATE) for p in (x[:half], x[half : 2 * half], x[:half, :1])]
+    a, b, c = (decompress(p).values for p in parts)
+    fast = [np.diff(v[: half - 1], axis=0)[:, 0] for v in (a, b)] + [np.diff(v, axis=0)[:, -1] for v in (a, c)]
+    assert abs(np.corrcoef(fast[0], fast[1])[0, 1]) < 0.05
+    assert abs(np.corrcoef(fast[2], fast[3])[0, 1]) < 0.3 and (decompress(parts[0]).values == a).all()
