@@ -245,7 +245,7 @@ def codecs_of(rows: Iterable[Mapping[str, Any]]) -> set[str]:
 
 _WRITES = re.compile(r"(?:(\w+) *= *)?run\.write\(")
 
-
+# %% ../nbs/64_bench.ipynb #b607bd96
 def _parts(path: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
     """The code cells that measure, down to the last one that writes the record, and those that draw; all measure if none writes."""
     cells = [_source(cell) for cell in _code_cells(_load(path))]

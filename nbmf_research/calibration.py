@@ -5,6 +5,7 @@
 # %% ../nbs/14b_calibration.ipynb #f006aebe
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -102,8 +103,10 @@ def adversarial_coverage(
 
 # %% ../nbs/14b_calibration.ipynb #a7798b5e
 def interval_score(y: ArrayLike, lo: ArrayLike, hi: ArrayLike, level: float) -> float:
-    """Mean interval score of central intervals, in the outcomes' unit; smaller is better (Gneiting and Raftery 2007, eq. 43)."""
+    """Mean interval score of central intervals, in the outcomes' unit; smaller is better (Gneiting and Raftery 2007, eq. 43). Infinite if one is infinite or empty."""
     a, b, c = numbers(y, lo, hi)
+    if (b > c).any() or not np.isfinite([b, c]).all():
+        return math.inf
     miss = np.maximum(b - a, 0) + np.maximum(a - c, 0)
     return float(np.mean(c - b + 2 / (1 - check_level(level)) * miss))
 
@@ -123,12 +126,12 @@ def interval_report(y: ArrayLike, lo: ArrayLike, hi: ArrayLike, level: float, wi
     Returns
     -------
     dict of str to float
-        ``coverage``, ``coverage_error`` (coverage - level), ``worst_window``, ``width`` (mean of the finite ones; NaN if none is), ``infinite`` (share of
-        intervals without end), and ``interval_score``.
+        ``coverage``, ``coverage_error`` (coverage - level), ``worst_window``, ``width`` (mean of the finite ones, 0 for an empty one; NaN if none is),
+        ``infinite`` (share of intervals without end), ``empty`` (share whose lower end is above the upper one), and ``interval_score``.
     """
     a, b, c = (v.ravel() for v in numbers(y, lo, hi))
     with np.errstate(invalid="ignore"):
-        width = c - b
+        width = np.where(b > c, 0.0, c - b)
     finite = np.isfinite(width)
     inside = coverage(a, b, c)
     return {
@@ -137,6 +140,7 @@ def interval_report(y: ArrayLike, lo: ArrayLike, hi: ArrayLike, level: float, wi
         "worst_window": float(window_coverage(a, b, c, min(window, a.size)).min()),
         "width": float(width[finite].mean()) if finite.any() else float("nan"),
         "infinite": float(1 - finite.mean()),
+        "empty": float((b > c).mean()),
         "interval_score": interval_score(a, b, c, level),
     }
 
@@ -222,22 +226,29 @@ def variance_scale(y: ArrayLike, mean: ArrayLike, sd: ArrayLike) -> float:
 
 # %% ../nbs/14b_calibration.ipynb #79093612
 @contextmanager
+def _modes_kept(*modules: nn.Module) -> Iterator[None]:
+    """After the block, every part has the mode (training or evaluation) that it had before."""
+    before = {part: part.training for m in modules for part in m.modules()}
+    try:
+        yield
+    finally:
+        for part, mode in before.items():
+            part.training = mode
+
+
+@contextmanager
 def dropout_on(module: nn.Module) -> Iterator[nn.Module]:
     """Within the block, dropout draws and all else is in evaluation; afterwards every part has the mode that it had."""
-    before = {part: part.training for part in module.modules()}
-    dropping = [p for p in before if isinstance(p, nn.modules.dropout._DropoutNd)]
+    dropping = [p for p in module.modules() if isinstance(p, nn.modules.dropout._DropoutNd)]
     if not dropping:
         raise InputError(
             "the network has no dropout, so all its copies would agree; train it with dropout or use an ensemble"
         )
-    try:
+    with _modes_kept(module):
         module.eval()
         for dropout in dropping:
             dropout.train()
         yield module
-    finally:
-        for part, mode in before.items():
-            part.training = mode
 
 
 def dropout_draws(module: nn.Module, *inputs: Any, draws: int = 16) -> Tensor:
@@ -247,10 +258,10 @@ def dropout_draws(module: nn.Module, *inputs: Any, draws: int = 16) -> Tensor:
 
 
 def ensemble_draws(modules: Sequence[nn.Module], *inputs: Any) -> Tensor:
-    """Predict with each of several networks in evaluation; shape (networks, ...), without gradients."""
+    """Predict with each of several networks in evaluation, and leave their modes as they were; shape (networks, ...), without gradients."""
     if not modules:
         raise InputError("an ensemble needs at least one network")
-    with torch.no_grad():
+    with _modes_kept(*modules), torch.no_grad():
         return torch.stack([m.eval()(*inputs) for m in modules])
 
 

@@ -13,7 +13,7 @@ import re
 import sys
 import textwrap
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from jsonargparse import ArgumentParser, Namespace
@@ -21,10 +21,12 @@ from jsonargparse import ArgumentParser, Namespace
 from . import __version__
 
 # %% auto #0
-__all__ = ['Profile', 'LATTICE_BYTES', 'Command', 'Tree', 'COMMANDS', 'GROUPS', 'FREE', 'OPEN', 'KNOWN', 'bench_list',
-           'bench_run', 'bench_report', 'bench_site', 'bench_redraw', 'bench_readme', 'models_list', 'models_card',
-           'data_list', 'data_get', 'info', 'encode', 'decode', 'verify', 'train', 'docstring_help', 'add_command',
-           'build_parser', 'split_parameters', 'explain', 'main']
+__all__ = ['Profile', 'LATTICE_BYTES', 'SPIKES', 'SPIKE_SECONDS', 'SPIKE_VALUES', 'BLOBS', 'Tier', 'Fidelity', 'Domain', 'NAMES',
+           'Command', 'Tree', 'COMMANDS', 'GROUPS', 'FREE', 'OPEN', 'KNOWN', 'bench_list', 'bench_run', 'bench_report',
+           'bench_site', 'bench_redraw', 'bench_readme', 'models_list', 'models_card', 'data_list', 'data_get', 'info',
+           'encode', 'decode', 'verify', 'spikes', 'train', 'pack_blobs', 'unpack_blobs', 'memory_encode',
+           'memory_decode', 'memory_fit', 'memory_collect', 'memory_stats', 'memory_train', 'memory_validate',
+           'docstring_help', 'add_command', 'build_parser', 'split_parameters', 'explain', 'main']
 
 # %% ../nbs/69_cli.ipynb #6e648aed
 Profile: TypeAlias = Literal["smoke", "cpu", "gpu"]
@@ -214,6 +216,8 @@ def _info_stream(path: str, json: bool) -> None:
 
     with _open_stream(path) as s:
         about = stream_info(s, blocks=True)
+        if _is_feature_stream(s):
+            about["feature"] = _feature(path, s)
     print(jsonlib.dumps({"path": path} | about, indent=1) if json else _describe_stream(path, about))
 
 
@@ -284,6 +288,7 @@ def _describe_stream(path: str, s: Mapping[str, Any]) -> str:
             else "    lossy, errors not all stated"
         )
     lines += _describe_quality(s["quality"], m) if "quality" in s else []
+    lines += _describe_feature(s["feature"]) if "feature" in s else []
     return "\n".join([*lines, *(f"    {note}" for note in s["notes"])])
 
 
@@ -294,6 +299,23 @@ def _describe_quality(q: Mapping[str, Any], m: Mapping[str, Any]) -> list[str]:
     lines += [f"    largest error of a block's band power: {bands}"] if bands else []
     delay = f" ({q['delay_samples'] / m['sampling_rate']:.4g} s)" if m["sampling_rate"] else ""
     return [*lines, f"    algorithmic delay: one block, {q['delay_samples']} samples{delay}"]
+
+
+def _describe_feature(f: Mapping[str, Any]) -> list[str]:
+    """Lines on a feature stream."""
+    if "damaged" in f:
+        return [f"    feature stream ({f['feature']}); {f['damaged']}"]
+    low, high = f["band"]
+    again = (
+        ""
+        if f["f1"] is None
+        else f": precision {f['precision'] or 0:.4f}, recall {f['recall'] or 0:.4f}, F1 {f['f1']:.4f}"
+    )
+    return [
+        f"    feature stream ({f['feature']}): keeps the {f['kept']}; makes up {f['made_up']}",
+        f"    lists {_count(f['events'], 'event')}; declared detector: {f['threshold']:g} noise levels in {low:g} to {high:g} Hz",
+        f"    it finds {_count(f['spikes'], 'spike')} in the original, and them again in what is decoded{again}",
+    ]
 
 
 def _options(parameters: Mapping[str, Any]) -> str:
@@ -318,6 +340,8 @@ def encode(
     max_rmse: str | None = None,
     step: float | None = None,
     fallback: str | None = None,
+    feature: str | None = None,
+    coarseness: float | None = None,
     block_seconds: float | None = None,
     jobs: int = 0,
     resume: bool = False,
@@ -355,8 +379,12 @@ def encode(
         Step of a lossy codec, in counts, in place of a target.
     fallback : str
         Codecs for blocks on which the first one fails, separated by commas, such as klt-dct,nbmf-max.
+    feature : str
+        spikes: keep the field potential and the times and waveforms of spikes, and make the noise between them up. Nothing else is promised, so no target goes with it; nbmf spikes lists what was kept.
+    coarseness : float
+        Of --feature spikes: steps of waveforms and field potential in noise levels, 0.5 if left out; more is smaller.
     block_seconds : float
-        Length of a block, the unit of random access.
+        Length of a block, the unit of random access; with --feature spikes at most so long, all alike, and up to 10 s if left out, since each block has its own dictionary of waveforms.
     jobs : int
         Threads; 0 is one for each core.
     resume : bool
@@ -378,10 +406,11 @@ def encode(
     """
     about = _given(sampling_rate=sampling_rate, n_channels=n_channels, dtype=dtype)
     asked = _given(max_error=max_error, ratio=ratio, bits_per_sample=bits_per_sample, snr_db=snr_db, step=step)
-    floors = _given(min_snr_db=min_snr_db, max_rmse=max_rmse, block_seconds=block_seconds)
+    floors = _given(min_snr_db=min_snr_db, max_rmse=max_rmse)
     behind = None if fallback is None else [name.strip() for name in fallback.split(",") if name.strip()]
     reading = {"stream": stream, "segment": segment, "format": format or ("raw" if n_channels else None), **about}
-    settings = {"codec": codec, "jobs": jobs, "resume": resume, "fallback": behind, **asked, **floors}
+    chosen = _chosen_codec(codec, feature, coarseness, {**asked, **floors, **_given(fallback=behind)})
+    settings = {**chosen, "jobs": jobs, "resume": resume, **_given(block_seconds=block_seconds)}
     _encode_file(source, target, overwrite, reading, settings)
 
 # %% ../nbs/69_cli.ipynb #f73f5b18
@@ -393,11 +422,49 @@ def _encode_file(
     from nbmf_research.neural.streams import encode_recording
 
     out = _free_target(target or f"{source.rstrip('/').rpartition('.')[0] or source}.nbmf", source, overwrite)
-    done = encode_recording(open_recording(source, **reading), out, progress=True, **settings)
+    x = open_recording(source, **reading)
+    known = _spike_settings(x, settings.get("block_seconds")) if settings["codec"] == SPIKES else {}
+    done = encode_recording(x, out, progress=True, **{**settings, **known})
     rate = f"{done['bits_per_sample']:.3f} bits per sample"
     print(f"{out}: {done['bytes']} bytes, {rate}, {done['ratio_int16']:.2f} times smaller than 16-bit words")
 
 # %% ../nbs/69_cli.ipynb #abb10fc0
+SPIKES = "nbmf-spikes"
+SPIKE_SECONDS, SPIKE_VALUES = 10.0, 1 << 23  # most of a block; an encoder needs about 100 bytes for each value
+
+
+def _chosen_codec(
+    codec: str, feature: str | None, coarseness: float | None, asked: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Codec and targets; a feature mode has its own codec and no target."""
+    from nbmf_research.core import InputError
+
+    if feature not in (None, "spikes"):
+        raise InputError(f"the feature that can be kept is spikes, not {feature!r}")
+    if feature is None and codec != SPIKES:
+        if coarseness is not None:
+            raise InputError("coarseness belongs to --feature spikes; other codecs have --step")
+        return {"codec": codec, **asked}
+    if codec not in ("nbmf-max", SPIKES):
+        raise InputError(f"--feature spikes has a codec of its own; leave out --codec {codec}")
+    if asked:
+        raise InputError(
+            f"--feature spikes makes the noise up, so no target or bound can hold; leave out --{' --'.join(asked)}"
+        )
+    return {"codec": SPIKES, **_given(coarseness=coarseness)}
+
+
+def _spike_settings(x: Any, block_seconds: float | None) -> dict[str, Any]:
+    """What the feature mode must know of a recording, and blocks of equal length, so that the last one is no stump."""
+    from nbmf_research.neural.streams import block_length, group_size
+
+    (n, channels), rate = x.shape, x.attrs["sampling_rate"]
+    width = group_size(channels)
+    most = min(SPIKE_SECONDS, SPIKE_VALUES / (width * rate)) if block_seconds is None else block_seconds
+    count = -(-n // block_length(width, rate, most))
+    return {"sampling_rate": rate, "block_seconds": -(-n // count) / rate}
+
+# %% ../nbs/69_cli.ipynb #b0f12940
 def _given(**options: Any) -> dict[str, Any]:
     return {k: v for k, v in options.items() if v is not None}
 
@@ -411,9 +478,8 @@ def _free_target(target: str, source: str, overwrite: bool) -> str:
     out = Path(target)
     if out.exists() and Path(source).exists() and out.samefile(source):
         raise InputError(f"{target} is the source; give another name for the output")
-    there = (
-        [p for p in (out, out.with_suffix(".json")) if p.exists()] if out.suffix != ".nbmf" else [out] * out.exists()
-    )
+    both = (out, out.with_suffix(".json")) if out.suffix.lower() in (".npy", ".raw", ".bin", ".dat") else (out,)
+    there = [p for p in both if p.exists()]
     if there and not overwrite:
         raise InputError(f"{there[0]} exists; give --overwrite to replace it, or another name")
     return target
@@ -507,6 +573,112 @@ def _show_certificates(stream: Any, against: str) -> None:
             )
         print(f"the stated errors of all {_count(check.n_blocks, 'block')} hold for {against}")
 
+# %% ../nbs/69_cli.ipynb #a9e4d533
+def _is_feature_stream(stream: Any) -> bool:
+    return any(parameters.get("codec") == SPIKES for _, parameters in stream.info()["codecs"])
+
+
+def _spike_blocks(path: str, stream: Any) -> Iterator[tuple[Any, Any, bytes]]:
+    """Head and channel numbers of each block, and its bytes as `neural.spikes` reads them."""
+    from nbmf_research.core import InputError, StreamError
+    from nbmf_research.neural.codec import Frame
+
+    if not _is_feature_stream(stream):
+        raise InputError(f"{path} is no feature stream: `nbmf encode --feature spikes` makes one")
+    rate = stream.metadata.sampling_rate
+    try:
+        for block, body, columns in stream.blocks():
+            if block.codec == 0:
+                raise StreamError(f"the block at sample {block.start} is stored as it was, without a list of spikes")
+            yield block, columns, Frame(SPIKES, stream.dtype, (block.n, len(columns)), rate, body).pack()
+    except StreamError as e:
+        raise StreamError(f"{path}: {e}") from e
+
+
+def _feature(path: str, stream: Any) -> dict[str, Any]:
+    """What the blocks of a feature stream declare, with the certificates of all of them added up."""
+    from nbmf_research.core import StreamError
+    from nbmf_research.neural.features import f1_score
+    from nbmf_research.neural.spikes import declaration, read_content
+
+    try:
+        said: dict[str, Any] = {}
+        spikes = both = found = events = 0
+        for _, _, data in _spike_blocks(path, stream):
+            said = said or declaration(data)
+            content = read_content(data)
+            events += len(content.events.sample)
+            spikes, both, found = (a + b for a, b in zip((spikes, both, found), content.counts))
+    except StreamError as e:
+        return {"feature": "spikes", "damaged": str(e)}
+    scores = {"precision": both / found if found else None, "recall": both / spikes if spikes else None}
+    f1 = f1_score(both, spikes, found) if spikes or found else None
+    return said | {"events": events, "spikes": spikes, **scores, "f1": f1}
+
+# %% ../nbs/69_cli.ipynb #7d966f99
+def spikes(
+    path: str, *, threshold: float | None = None, json: bool = False, csv: str = "", overwrite: bool = False
+) -> None:
+    """List the spikes of a feature stream, in order of time, from the file's own list; no waveform is decoded.
+
+    Parameters
+    ----------
+    path : str
+        An .nbmf file made with --feature spikes.
+    threshold : float
+        Smallest height in noise levels; that of the declared detector if left out.
+    json : bool
+        Print JSON instead of columns.
+    csv : str
+        Write a table of channel, seconds and height to this file instead.
+    overwrite : bool
+        Replace that file if it exists.
+    """
+    from nbmf_research.core import InputError
+
+    if json and csv:
+        raise InputError("--json prints, and --csv writes a file; give one of the two")
+    out = _free_target(csv, path, overwrite) if csv else ""
+    with _open_stream(path) as s:
+        found, units = _listed_spikes(path, s, threshold), s.metadata.units
+    if csv:
+        _write_csv(out, ("channel", "seconds", f"height_{units}"), found)
+        print(f"{out}: {_count(len(found), 'spike')}")
+    elif json:
+        columns = {k: [row[i] for row in found] for i, k in enumerate(("channel", "seconds", "height"))}
+        print(jsonlib.dumps({"path": path, "units": units, "n": len(found), **columns}))
+    else:
+        rows = [(c, f"{t:.6f}", f"{h:.6g}") for c, t, h in found]
+        print(_table(("channel", "seconds", f"height ({units})"), rows))
+
+# %% ../nbs/69_cli.ipynb #f0853e20
+def _listed_spikes(path: str, stream: Any, threshold: float | None) -> list[tuple[str, float, float]]:
+    """Channel, time and height of all spikes, by time."""
+    import numpy as np
+
+    from nbmf_research.neural.spikes import read_spikes
+
+    m = stream.metadata
+    gain = np.abs(np.broadcast_to(m.gain, len(m.channels)))
+    edges, missing = np.array([i for i, _ in stream.gaps]), np.cumsum([0.0, *(s for _, s in stream.gaps)])
+    found = []
+    for block, columns, data in _spike_blocks(path, stream):
+        s = read_spikes(data, threshold)
+        sample, channel = block.start + np.rint(s.times * m.sampling_rate).astype(int), columns[s.channels]
+        seconds = m.t_start + sample / m.sampling_rate + missing[np.searchsorted(edges, sample, "right")]
+        names = [m.channels[c] for c in channel]
+        found += list(zip(names, seconds.tolist(), (s.amplitudes * gain[channel]).tolist()))
+    return sorted(found, key=lambda row: row[1])
+
+
+def _write_csv(path: str, heading: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    import csv
+
+    from nbmf_research.core import atomic_path
+
+    with atomic_path(path) as part, part.open("w", newline="", encoding="utf-8") as f:
+        csv.writer(f).writerows([heading, *rows])
+
 # %% ../nbs/69_cli.ipynb #fb53e5db
 def train(path: str, *, parameters: Mapping[str, str] | None = None) -> None:
     """Train what a YAML file says; values that differ from the file's are given as --KEY VALUE, with dotted keys.
@@ -536,6 +708,543 @@ def _leave_processes() -> None:
         torch.distributed.destroy_process_group()
 
 # %% ../nbs/69_cli.ipynb #6d7b7234
+BLOBS = b"NBMR\x01"  # first bytes of a file of blobs
+
+
+def pack_blobs(identity: bytes, blobs: Sequence[bytes]) -> bytes:
+    """Write the content of a file of blobs.
+
+    Parameters
+    ----------
+    identity : bytes
+        Of the model, and of the delta if one was used.
+    blobs : sequence of bytes
+        The first one is the table of the records' names.
+
+    Returns
+    -------
+    bytes
+        One to three bytes longer for each blob, and 18 in all.
+    """
+    import zlib
+
+    from nbmf_research.coding.container import varint
+
+    data = BLOBS + b"".join(varint(len(chunk)) + chunk for chunk in (identity, *blobs))
+    return data + zlib.crc32(data).to_bytes(4, "little")
+
+
+def unpack_blobs(data: bytes) -> tuple[bytes, list[bytes]]:
+    """Read what `pack_blobs` wrote: identity and blobs; `StreamError` if it is damaged."""
+    import zlib
+
+    from nbmf_research.core import StreamError
+
+    end, chunks, at = len(data) - 4, [], len(BLOBS)
+    if not data.startswith(BLOBS) or zlib.crc32(data[:end]).to_bytes(4, "little") != data[end:]:
+        raise StreamError("this is no whole file of blobs: it is cut short, or a byte of it has changed")
+    while at < end:
+        size = shift = 0
+        while True:
+            size, at, shift = size | (data[at] & 127) << shift, at + 1, shift + 7
+            if data[at - 1] < 128:
+                break
+        chunks.append(data[at : at + size])
+        at += size
+    if at != end or len(chunks) < 2:
+        raise StreamError("the lengths in the file of blobs do not fit; it is damaged")
+    return chunks[0], chunks[1:]
+
+# %% ../nbs/69_cli.ipynb #86de447f
+Tier: TypeAlias = Literal["fast", "hot"]
+Fidelity: TypeAlias = Literal["lossless", "semantic"]
+Domain: TypeAlias = Literal["general", "financial", "legal", "technical"]
+
+
+def _memory_codec(model: str, delta: str, tier: str = "fast") -> tuple[Any, list[bytes]]:
+    """The codec of these files, and the identities of its model and of each delta."""
+    from nbmf_research.memory.codec import MemoryCodec, load_delta
+    from nbmf_research.memory.training import read_model, released
+
+    base = read_model(model) if model else released()
+    deltas = [load_delta(name.strip()) for name in delta.split(",") if name.strip()]
+    return MemoryCodec(base, tier, deltas), [base.identity, *(d.identity for d in deltas)]
+
+
+def _bytes_of(path: str) -> bytes:
+    from pathlib import Path
+
+    from nbmf_research.core import InputError
+
+    try:
+        return Path(path).read_bytes()
+    except OSError as e:
+        raise InputError(f"cannot read {path}: {e.strerror or e}") from e
+
+
+def _write_whole(path: str, data: bytes) -> None:
+    from nbmf_research.core import atomic_path
+
+    with atomic_path(path) as part:
+        part.write_bytes(data)
+
+
+def _records(path: str) -> list[Any]:
+    """The records of a file; at least one."""
+    from nbmf_research.core import InputError
+    from nbmf_research.memory.records import read_records
+
+    found = read_records(path)
+    if not found:
+        raise InputError(f"{path} holds no records")
+    return found
+
+
+def _lines(records: Sequence[Any]) -> bytes:
+    """Records as JSON lines; `read_records` reads the same ones again."""
+    return "".join(jsonlib.dumps(vars(r), ensure_ascii=False) + "\n" for r in records).encode()
+
+
+def _steps(what: str, records: Sequence[Any]) -> Any:
+    """The records, with a bar on stderr if that is a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(records, desc=what, unit=" records", disable=None)
+
+
+def _say(text: str) -> None:
+    """Say what is going to take long, if somebody is watching."""
+    if sys.stderr.isatty():
+        print(text, file=sys.stderr)
+
+# %% ../nbs/69_cli.ipynb #a13a3790
+def memory_encode(
+    source: str,
+    target: str = "",
+    *,
+    record: bool = False,
+    fidelity: Fidelity = "lossless",
+    tier: Tier = "fast",
+    model: str = "",
+    delta: str = "",
+    overwrite: bool = False,
+) -> None:
+    """Compress a file of records into a file of blobs, or one record into one blob; each is decoded and compared before it is written.
+
+    Parameters
+    ----------
+    source : str
+        Records: .jsonl, .json, .csv, .txt (paragraphs) or .md (sections), or one of these with .zst behind it. A JSON line with text and group is a record with its names, any other line a record of its own.
+    target : str
+        The file to write: the source's name with .nbmr (many blobs, their lengths, and the records' names) if left out, or with .nbm behind it (one blob, nothing around it) with --record.
+    record : bool
+        Take the whole file, whatever it is, for one record, and write its blob.
+    fidelity : str
+        lossless: every byte. semantic: JSON records come back equal by value, in canonical form; others exactly.
+    tier : str
+        fast: smallest. hot: some hundred times faster, up to twice the bytes; needs zstandard.
+    model : str
+        A model file of nbmf memory train; the released model if left out.
+    delta : str
+        Delta files of nbmf memory fit, oldest first, with commas between; the last one is used.
+    overwrite : bool
+        Replace the target if it exists.
+    """
+    named = f"{source}.nbm" if record else f"{_stem(source)}.nbmr"
+    out = _free_target(target or named, source, overwrite)
+    if record:
+        payload = _bytes_of(source)
+        blob = _memory_codec(model, delta, tier)[0].encode(_text(payload), fidelity)
+        _write_whole(out, blob)
+        print(f"{out}: {_shrunk(len(payload), len(blob))}")
+        return
+    records = _records(source)
+    codec, identities = _memory_codec(model, delta, tier)
+    blobs = [codec.encode(r.text, fidelity) for r in _steps("encode", records)]
+    names = {k: [getattr(r, k) for r in records] for k in NAMES}
+    used = b"".join(identities[:1] + identities[1:][-1:])
+    packed = pack_blobs(used, [codec.encode(jsonlib.dumps(names, ensure_ascii=False)), *blobs])
+    _write_whole(out, packed)
+    sizes = _shrunk(sum(len(r.data) for r in records), sum(map(len, blobs)))
+    print(f"{out}: {_count(len(records), 'record')}, {sizes}; the file has {len(packed)} bytes")
+
+# %% ../nbs/69_cli.ipynb #d175c2c7
+NAMES = ("id", "domain", "source", "group")  # what a record has beside its text
+
+
+def _stem(path: str) -> str:
+    """A path without what `read_records` takes for its suffix."""
+    from pathlib import Path
+
+    p = Path(path.removesuffix(".zst"))
+    return str(p.with_suffix("")) if p.suffix else str(p)
+
+
+def _text(data: bytes) -> str | bytes:
+    """Bytes as text, if that is what they are."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
+
+
+def _shrunk(raw: int, stored: int) -> str:
+    return f"{raw} bytes become {stored}, {raw / max(stored, 1):.2f} times smaller"
+
+# %% ../nbs/69_cli.ipynb #5673c6b2
+def memory_decode(source: str, target: str = "", *, model: str = "", delta: str = "", overwrite: bool = False) -> None:
+    """Decode a file of blobs into JSON lines, or a single blob into the bytes that it was made of; damage, or a model that is not here, is an error.
+
+    Parameters
+    ----------
+    source : str
+        A file of nbmf memory encode, or a blob as a store keeps it; which of the two is seen from its first bytes.
+    target : str
+        The file to write: the source's name with .jsonl in place of .nbmr, or without .nbm, if left out.
+    model : str
+        The model file that it was encoded with; the released model if left out.
+    delta : str
+        The delta files that it was encoded with, with commas between.
+    overwrite : bool
+        Replace the target if it exists.
+    """
+    from nbmf_research.core import StreamError
+
+    data = _bytes_of(source)
+    many = data.startswith(BLOBS)
+    named = f"{source.removesuffix('.nbmr')}.jsonl" if many else source.removesuffix(".nbm")
+    out = _free_target(target or named, source, overwrite)
+    codec, identities = _memory_codec(model, delta)
+    try:
+        found = _decoded_records(data, codec, identities) if many else _decoded_record(data, codec)
+    except StreamError as e:
+        raise StreamError(f"{source}: {e}") from e
+    _write_whole(out, found)
+    print(out)
+
+
+def _decoded_records(data: bytes, codec: Any, identities: Sequence[bytes]) -> bytes:
+    from nbmf_research.core import StreamError
+    from nbmf_research.memory.records import Record
+
+    used, (names, *blobs) = unpack_blobs(data)
+    base, delta = used[:8], used[8:]
+    if base != identities[0] or (delta and delta not in identities[1:]):
+        wants = f"the model {base.hex()}" + (f" and the delta {delta.hex()}" if delta else "")
+        here = ", ".join(i.hex() for i in identities)
+        raise StreamError(
+            f"it was encoded with {wants}, and what is here is {here}; name the files with --model and --delta"
+        )
+    try:
+        columns = jsonlib.loads(codec.decode(names))
+        rows = [dict(zip(NAMES, row)) for row in zip(*(columns[k] for k in NAMES), strict=True)]
+        pairs = list(zip(rows, blobs, strict=True))
+    except (ValueError, KeyError, TypeError) as e:
+        raise StreamError(f"the table of the records' names is damaged: {e}") from e
+    return _lines([Record(text=codec.decode(blob), **row) for row, blob in _steps("decode", pairs)])
+
+
+def _decoded_record(data: bytes, codec: Any) -> bytes:
+    value = codec.decode(data)
+    if isinstance(value, bytes):
+        return value
+    return (value if isinstance(value, str) else jsonlib.dumps(value, ensure_ascii=False)).encode()
+
+# %% ../nbs/69_cli.ipynb #45fd83b9
+def memory_fit(
+    source: str, target: str = "", *, most: int = 1_000_000, model: str = "", delta: str = "", overwrite: bool = False
+) -> None:
+    """Adapt the model to a store's own records and write the delta; records encoded with it cannot be read without it.
+
+    Parameters
+    ----------
+    source : str
+        Records of the store, the newest last; see nbmf memory encode.
+    target : str
+        The delta file; the source's name with .delta if left out.
+    most : int
+        Bytes of records to learn, the newest ones; about 10 ms for 1 KB, now and each time the delta is loaded.
+    model : str
+        The model file to adapt; the released model if left out.
+    delta : str
+        Delta files of earlier generations, with commas between: this one gets the next number, and a codec can hold them all.
+    overwrite : bool
+        Replace the target if it exists.
+    """
+    from nbmf_research.memory.codec import save_delta
+
+    out = _free_target(target or f"{_stem(source)}.delta", source, overwrite)
+    records = _records(source)
+    codec, _ = _memory_codec(model, delta)
+    _say(f"learning at most {min(most, sum(len(r.data) for r in records))} bytes, about 10 ms for 1 KB")
+    codec.fit(records, most)
+    made = codec.delta()
+    save_delta(made, out)
+    size = sum(map(len, made.records))
+    print(
+        f"{out}: generation {made.generation}, learnt from {_count(len(made.records), 'record')} of {size} bytes; id {made.identity.hex()}"
+    )
+
+# %% ../nbs/69_cli.ipynb #83c92958
+def memory_collect(
+    source: str,
+    target: str,
+    *,
+    domain: Domain = "general",
+    name: str = "",
+    table: str = "",
+    column: str = "",
+    group: str = "",
+    least: int = 16,
+    most: int = 4096,
+    overwrite: bool = False,
+) -> None:
+    """Gather records from a file, a folder or a database, tidy them, drop repetitions, and write them as JSON lines, ready to train on.
+
+    Parameters
+    ----------
+    source : str
+        A file of records (see nbmf memory encode), a folder of such files, a SQLite file with --table, or a SQLAlchemy URL such as postgresql://user@host/name.
+    target : str
+        The .jsonl file to write. Several of them can be joined with cat.
+    domain : str
+        For records that do not say.
+    name : str
+        The collection's name, for records that do not say; that of the file, folder or table if left out.
+    table : str
+        Of a database: the table to read.
+    column : str
+        Its column with the texts.
+    group : str
+        Its column with dialogue, document or customer: splits keep groups whole. In a folder each file is a group.
+    least : int
+        Records of fewer bytes are dropped.
+    most : int
+        Records of more bytes are dropped.
+    overwrite : bool
+        Replace the target if it exists.
+    """
+    from nbmf_research.core import InputError
+    from nbmf_research.memory.records import clean, deduplicate, validate
+
+    out = _free_target(target, source, overwrite)
+    if not out.endswith(".jsonl"):
+        raise InputError(f"{out}: records are written as JSON lines; give a name with .jsonl")
+    database = bool(table or column) or "://" in source
+    found = (
+        _read_database(source, table, column, group, domain, name) if database else _read_files(source, domain, name)
+    )
+    tidy = clean(found, least, most)
+    kept = deduplicate(tidy)
+    validate(kept)
+    _write_whole(out, _lines(kept))
+    dropped = f"{len(found) - len(tidy)} too short or too long, {len(tidy) - len(kept)} repeated"
+    print(f"{out}: {_count(len(kept), 'record')} of {sum(len(r.data) for r in kept)} bytes; dropped: {dropped}")
+
+# %% ../nbs/69_cli.ipynb #f6e7e677
+def _read_database(source: str, table: str, column: str, group: str, domain: str, name: str) -> list[Any]:
+    from dataclasses import replace
+    from pathlib import Path
+
+    from nbmf_research.core import InputError
+    from nbmf_research.memory.records import read_table
+
+    if not (table and column):
+        raise InputError("a database needs --table and --column")
+    if "://" not in source and not Path(source).is_file():
+        raise InputError(f"{source} is no file")
+    return [replace(r, source=name or r.source) for r in read_table(source, table, column, group, domain)]
+
+
+def _read_files(source: str, domain: str, name: str) -> list[Any]:
+    """Records of a file, or of all readable files of a folder, where they get the file's name into their ids."""
+    from dataclasses import replace
+    from pathlib import Path
+
+    from nbmf_research.core import InputError
+    from nbmf_research.memory.records import _READERS, read_records
+
+    root = Path(source)
+    if not root.is_dir():
+        return read_records(root, domain, name)
+    ends = tuple(suffix + packed for suffix in _READERS for packed in ("", ".zst"))
+    files = [p for p in sorted(root.rglob("*")) if p.is_file() and p.name.endswith(ends)]
+    if not files:
+        raise InputError(f"no file below {source} has records; they end in {', '.join(_READERS)}")
+    own, records = name or root.resolve().name, []
+    for p in _steps("read", files):
+        place = p.relative_to(root).as_posix()
+        read = read_records(p, domain, own, place)
+        records += [replace(r, id=f"{place}/{r.id}") if r.source == own else r for r in read]
+    return records
+
+# %% ../nbs/69_cli.ipynb #491643d6
+def memory_stats(source: str, *, json: bool = False) -> None:
+    """Count the records of a file by domain and source: how many, how many are JSON, groups, bytes, and the 5th, 50th and 95th percentile of their bytes.
+
+    Parameters
+    ----------
+    source : str
+        Records; see nbmf memory encode.
+    json : bool
+        Print JSON instead of a table.
+    """
+    from nbmf_research.memory.records import statistics
+
+    rows = statistics(_records(source))
+    print(
+        jsonlib.dumps(rows, indent=1) if json else _table(tuple(rows[0]), [[str(v) for v in r.values()] for r in rows])
+    )
+
+# %% ../nbs/69_cli.ipynb #cbd6e9c1
+def _training(settings: str) -> Any:
+    """Settings of a training, as NAME=NUMBER with commas between."""
+    from dataclasses import fields
+
+    from nbmf_research.core import InputError
+    from nbmf_research.memory.training import Training
+
+    known = [f.name for f in fields(Training)]
+    pairs = [part.strip().partition("=") for part in settings.split(",") if part.strip()]
+    for name, _, value in pairs:
+        if name not in known or not value.isdecimal():
+            raise InputError(f"a setting is NAME=NUMBER, with NAME one of {', '.join(known)}; not {name}={value}")
+    made = Training(**{name: int(value) for name, _, value in pairs})
+    if not 8 <= made.final_bits <= made.bits <= 28:
+        raise InputError(f"need 8 <= final_bits <= bits <= 28, not {made.final_bits} and {made.bits}")
+    return made
+
+
+def _by_source(records: Sequence[Any]) -> dict[str, list[Any]]:
+    """Checked records by their source."""
+    from nbmf_research.memory.records import validate
+
+    validate(records)
+    found: dict[str, list[Any]] = {}
+    for r in records:
+        found.setdefault(r.source, []).append(r)
+    return found
+
+
+def memory_train(
+    source: str = "", target: str = "", *, release: str = "", settings: str = "", overwrite: bool = False
+) -> None:
+    """Train a model on records, for nbmf memory encode --model; or, with --release, the model of the package again.
+
+    Parameters
+    ----------
+    source : str
+        Records, such as nbmf memory collect writes; the model keeps what several of their sources share.
+    target : str
+        The model file; the source's name with .safetensors if left out.
+    release : str
+        A folder: train on the registered public sources in NBMF_DATA_DIR, measure on held-out ones, and write memory.safetensors and its card there. No source or target is given then.
+    settings : str
+        Fields of memory.training.Training such as bits=22,bytes_per_source=400000; its defaults if left out. Takes about 10 ms for 1 KB.
+    overwrite : bool
+        Replace the target if it exists.
+    """
+    from nbmf_research.core import InputError
+    from nbmf_research.memory import training
+
+    if bool(source) == bool(release):
+        raise InputError("give a file of records, or --release with a folder")
+    how = _training(settings)
+    if release:
+        _free_target(os.path.join(release, f"{training.RELEASED}.safetensors"), "", overwrite)  # noqa: PTH118
+        _say("training on the public sources, twice; this takes some minutes")
+        print(training.release(release, how))
+        return
+    out = _free_target(target or f"{_stem(source)}.safetensors", source, overwrite)
+    records = _by_source(_records(source))
+    _say(f"training on {_count(len(records), 'source')}, about 10 ms for 1 KB")
+    digest = training.save_model(training.train_model(records, how), out)
+    print(f"{out}: model {digest[:8].hex()}, trained on {_count(len(records), 'source')}; use it with --model")
+
+# %% ../nbs/69_cli.ipynb #9caaffad
+def memory_validate(
+    source: str,
+    *,
+    held: str = "",
+    settings: str = "",
+    model: str = "",
+    delta: str = "",
+    most: int = 150,
+    json: bool = False,
+) -> None:
+    """Check records, then measure on them: ratio of all bytes, 5th percentile and minimum of single records, and whether each comes back exactly (exit code 1 if not).
+
+    Parameters
+    ----------
+    source : str
+        Records; see nbmf memory encode.
+    held : str
+        Names of sources, with commas between: train without them, and measure on them. All sources, and no training, if left out.
+    settings : str
+        Of that training; see nbmf memory train.
+    model : str
+        The model file to measure; the released model if left out.
+    delta : str
+        Delta files, with commas between; the last one is used.
+    most : int
+        Records of each source to measure, drawn at random.
+    json : bool
+        Print JSON instead of a table.
+    """
+    from nbmf_research.core import InputError, NbmfError
+
+    if held and (model or delta):
+        raise InputError("--held trains a model of its own; leave out --model and --delta")
+    if settings and not held:
+        raise InputError("--settings is of the training that --held asks for")
+    how, records = _training(settings), _by_source(_records(source))
+    names = [n.strip() for n in held.split(",") if n.strip()] or list(records)
+    if unknown := [n for n in names if n not in records]:
+        raise InputError(f"no record is of {', '.join(unknown)}; the sources are {', '.join(records)}")
+    codec = _held_out_codec(records, names, how) if held else _memory_codec(model, delta)[0]
+    rows = [_measured(codec, n, records[n], most) for n in names]
+    text = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    print(jsonlib.dumps(rows, indent=1) if json else _table(tuple(rows[0]), text))
+    if lost := sum(row["records"] - row["exact"] for row in rows):
+        raise NbmfError(f"{_count(lost, 'record')} did not come back exactly. Please report this")
+
+# %% ../nbs/69_cli.ipynb #dce4d087
+def _held_out_codec(records: Mapping[str, Sequence[Any]], held: Sequence[str], how: Any) -> Any:
+    """A codec whose model has not seen some sources."""
+    from nbmf_research.core import InputError
+    from nbmf_research.memory.codec import MemoryCodec
+    from nbmf_research.memory.training import Released, train_model
+
+    rest = {name: found for name, found in records.items() if name not in held}
+    if not rest:
+        raise InputError("all sources are held out; nothing is left to train on")
+    _say(f"training on {_count(len(rest), 'source')}, about 10 ms for 1 KB")
+    return MemoryCodec(Released(train_model(rest, how), bytes(8)))
+
+
+def _measured(codec: Any, name: str, records: Sequence[Any], most: int) -> dict[str, Any]:
+    """Ratios of some records of a source, and how many came back exactly."""
+    import random
+
+    from nbmf_research.core import InputError
+    from nbmf_research.memory.training import ratios
+
+    if most < 1:
+        raise InputError(f"most is a number of records from 1 up, not {most}")
+    some = random.Random(0).sample(list(records), min(most, len(records)))
+    blobs = [codec.encode(r.text, verify=False) for r in _steps(name, some)]
+    found = ratios([len(r.data) for r in some], [len(b) for b in blobs])
+    exact = sum(codec.decode(b) == r.text for b, r in zip(blobs, some, strict=True))
+    return {
+        "source": name,
+        "records": found.n,
+        "ratio": found.ratio,
+        "p5": found.p5,
+        "least": found.least,
+        "exact": exact,
+    }
+
+# %% ../nbs/69_cli.ipynb #9998af57
 Command: TypeAlias = Callable[..., None]
 Tree: TypeAlias = Mapping[str, "Command | Tree"]
 
@@ -554,13 +1263,24 @@ COMMANDS: Tree = {
     "decode": decode,
     "info": info,
     "verify": verify,
+    "spikes": spikes,
     "train": train,
+    "memory": {
+        "encode": memory_encode,
+        "decode": memory_decode,
+        "fit": memory_fit,
+        "collect": memory_collect,
+        "stats": memory_stats,
+        "train": memory_train,
+        "validate": memory_validate,
+    },
 }
 GROUPS = {
     "bench": "Run the benchmarks and build the report.",
     "data": "Public recordings.",
     "models": "Weights of learned codecs.",
-    "": "Learned compression of neural recordings, with a guarantee.",
+    "memory": "Records of agents' memories: short texts and JSON, each a blob of its own.",
+    "": "Learned compression of neural recordings, with a guarantee, and of agents' memory records.",
 }
 FREE = ("parameters",)  # arguments that are filled from options which no parser knows
 OPEN = (("bench", "run"), ("train",))  # commands that take such options

@@ -190,16 +190,14 @@ def shift_weights(calibration: ArrayLike, target: ArrayLike, ridge: float = 1e-3
 # %% ../nbs/14_uncertainty.ipynb #fe4c6330
 TRACKERS: Registry[Tracker] = Registry("tracker")
 
-
+# %% ../nbs/14_uncertainty.ipynb #64ebe172
 class Tracker(ABC):
     """Intervals for a stream of outcomes; see `TRACKERS` for the kinds.
 
     Parameters
     ----------
-    level : float
-        Coverage aimed at.
-    score : str
-        Name in `SCORES`.
+    level, score : float, str
+        Coverage aimed at; name in `SCORES`.
     """
 
     kind: ClassVar[str]
@@ -237,9 +235,11 @@ class Tracker(ABC):
     def interval(self, *prediction: float) -> tuple[float, float]:
         """Return the ends of the interval for the next outcome."""
         threshold = self.threshold()
-        lo, hi = self.score.interval(threshold, *prediction)
+        lo, hi = map(float, self.score.interval(threshold, *prediction))
+        if math.isnan(lo) or math.isnan(hi):
+            raise InputError("a prediction is NaN or infinite, so it has no interval; leave this outcome out")
         self.pending.append((threshold, *map(float, prediction)))
-        return float(lo), float(hi)
+        return lo, hi
 
     def update(self, y: float | None) -> None:
         """Take in the outcome of the oldest interval without one; None if it will never be known."""
@@ -253,27 +253,66 @@ class Tracker(ABC):
             self.learn(score, score > threshold)
 
     def state(self) -> dict[str, Any]:
-        """Return everything there is to know, as JSON values."""
-        waiting = [[None if math.isinf(p[0]) and p[0] > 0 else p[0], *p[1:]] for p in self.pending]
-        return {"kind": self.kind, "options": self.options(), "memory": self.memory(), "pending": waiting}
+        """Return everything there is to know, as JSON values; infinite ones as the strings "inf" and "-inf"."""
+        state = {"kind": self.kind, "options": self.options(), "memory": self.memory()}
+        return dict(_coded(state | {"pending": [list(p) for p in self.pending]}))
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Set what `memory` returned; `InputError` if it is something else."""
+        own = self.memory()
+        if memory.keys() != own.keys() or not all(_alike(memory[k], own[k]) for k in own):
+            raise InputError(f"the memory of the tracker {self.kind} is {', '.join(own)}: numbers, or lists of them")
+        for name, value in memory.items():
+            setattr(self, name, list(value) if isinstance(value, list) else value)
 
 # %% ../nbs/14_uncertainty.ipynb #83925eac
-_EMPTY = -1e300  # a threshold below every score, which JSON can hold
+_HUGE = 1e300
+_EMPTY = -_HUGE  # a threshold below every score
+
+
+def _coded(value: Any) -> Any:
+    """JSON values with strings in place of infinite numbers."""
+    if isinstance(value, dict):
+        return {k: _coded(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_coded(v) for v in value]
+    return str(float(value)) if isinstance(value, float) and math.isinf(value) else value
+
+
+def _decoded(value: Any) -> Any:
+    """Undo `_coded`."""
+    if isinstance(value, Mapping):
+        return {k: _decoded(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_decoded(v) for v in value]
+    return float(value) if value in ("inf", "-inf") else value
+
+
+def _number(value: Any) -> bool:
+    """Whether it is a number, and not NaN."""
+    return isinstance(value, float | int) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _alike(value: Any, own: Any) -> bool:
+    """Whether a remembered value is of the kind of the tracker's own: a list of numbers, a count, or a number; None where the tracker's is."""
+    if isinstance(own, list):
+        return isinstance(value, list) and all(map(_number, value))
+    if isinstance(own, int):
+        return isinstance(value, int) and _number(value) and value >= 0
+    return _number(value) or (value is None and own is None)
 
 
 def restore_tracker(state: Mapping[str, Any]) -> Tracker:
     """Make the tracker whose `Tracker.state` this is; `InputError` if it is none."""
     try:
-        tracker = TRACKERS.create(str(state["kind"]), **state["options"])
-        if state["memory"].keys() != tracker.memory().keys():
-            raise KeyError("memory")
-        for name, value in state["memory"].items():
-            setattr(tracker, name, list(value) if isinstance(value, list | tuple) else value)
-        tracker.pending.extend(
-            (math.inf if p[0] is None else float(p[0]), *map(float, p[1:])) for p in state["pending"]
-        )
-    except (KeyError, TypeError, AttributeError, IndexError) as e:
-        raise InputError(f"this is no state of a tracker ({e!r}); it comes from Tracker.state") from e
+        known = _decoded(state)
+        tracker = TRACKERS.create(str(known["kind"]), **known["options"])
+        tracker.recall(known["memory"])
+        if not all(p and all(map(_number, p)) for p in known["pending"]):
+            raise ValueError("pending")
+        tracker.pending.extend(tuple(map(float, p)) for p in known["pending"])
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as e:
+        raise InputError(f"this is no state of a tracker ({e}); it comes from Tracker.state") from e
     return tracker
 
 
@@ -366,8 +405,14 @@ class RollingConformal(Tracker):
         return super().options() | {"window": self.window}
 
     def memory(self) -> dict[str, Any]:
-        """Return the last scores in order of time, and sorted."""
-        return {"recent": list(self.recent), "sorted": list(self.sorted)}
+        """Return the last scores in order of time."""
+        return {"recent": list(self.recent)}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Set the last scores, and sort them."""
+        super().recall(memory)
+        self.recent = self.recent[-self.window :]
+        self.sorted = sorted(self.recent)
 
     def rank(self, level: float) -> float:
         """Conformal quantile of the remembered scores at any level; infinite from 1 up, empty from 0 down."""
@@ -452,12 +497,12 @@ class QuantileTracker(Tracker):
     log : bool
         Track the logarithm; False for scores that can be negative.
     floor : float
-        Smallest score, where the logarithm is tracked.
+        Smallest score and threshold, where the logarithm is tracked.
 
     Notes
     -----
     For any outcomes whose tracked scores lie in an interval of length B that holds the start: after T of them the share of misses is within ``(B + step) / (step * T)`` of
-    alpha = 1 - level.
+    alpha = 1 - level; at most that much above it, and any amount below, where the logarithm has reached the floor.
     """
 
     kind = "quantile"
@@ -478,8 +523,13 @@ class QuantileTracker(Tracker):
         return {"place": self.place, "unit": self.unit}
 
     def tracked(self, score: float) -> float:
-        """Return the score as it is tracked."""
+        """Return the score as it is tracked, finite."""
+        score = min(max(score, -_HUGE), _HUGE)
         return math.log(max(score, self.floor)) if self.log else score
+
+    def lowest(self) -> float:
+        """Return the tracked value that corresponds to the floor."""
+        return math.log(self.floor) if self.log else -math.inf
 
     def threshold(self) -> float:
         """Return the tracked value as a score."""
@@ -487,13 +537,15 @@ class QuantileTracker(Tracker):
 
     def learn(self, score: float, missed: bool) -> None:
         """Move the threshold."""
-        self.place += self.rate * self.unit * (missed - (1 - self.level))
+        moved = self.place + self.rate * self.unit * (missed - (1 - self.level))
+        self.place = max(moved, self.lowest())
 
     def start(self, scores: Floats) -> None:
         """Start at the quantile of these scores."""
         values = np.array([self.tracked(s) for s in scores.tolist()])
         self.place = min(conformal_quantile(values, self.level), float(values.max()))
-        self.unit = 1.0 if self.log else float(values.std()) or 1.0
+        finite = values[np.isfinite(scores)]
+        self.unit = float(finite.std()) or 1.0 if finite.size and not self.log else 1.0
 
 # %% ../nbs/14_uncertainty.ipynb #472db69e
 @TRACKERS.register("pid")
@@ -513,8 +565,7 @@ class ConformalPID(QuantileTracker):
 
     Notes
     -----
-    For any outcomes, bounded or not: the integrator makes intervals infinite (empty) once misses exceed (fall short of) alpha * T by about ``patience * log(T + 1)``, so that the share of misses
-    tends to alpha.
+    For any outcomes, bounded or not: the integrator makes intervals infinite (empty) once misses exceed (fall short of) alpha * T by about ``patience * log(T + 1)``, so that the share of misses tends to alpha.
     """
 
     kind = "pid"
@@ -536,8 +587,7 @@ class ConformalPID(QuantileTracker):
 
     def options(self) -> dict[str, Any]:
         """Return arguments of the constructor."""
-        more = {"pull": self.pull, "patience": self.patience, "memory_length": self.memory_length}
-        return super().options() | more
+        return super().options() | {"pull": self.pull, "patience": self.patience, "memory_length": self.memory_length}
 
     def memory(self) -> dict[str, Any]:
         """Return tracked value, unit, excess of misses, outcomes so far, and forecast."""
@@ -551,6 +601,10 @@ class ConformalPID(QuantileTracker):
             return math.inf if x > 0 else _EMPTY
         place = self.cast + self.place + self.pull * self.rate * self.unit * math.tan(0.5 * math.pi * x)
         return math.exp(min(max(place, -700.0), 700.0)) if self.log else place
+
+    def lowest(self) -> float:
+        """Return the tracked value that corresponds to the floor, less the forecast."""
+        return super().lowest() - self.cast
 
     def learn(self, score: float, missed: bool) -> None:
         """Move all three terms."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import signal
@@ -13,10 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 from bench_template import MEASURE, PARAMETERS, WRITE, make_clone, make_template, published
 
 from nbmf_research import __version__, bench, cli, core, datasets, site
+from nbmf_research.neural.probes import utah_array
 from nbmf_research.neural.recordings import open_recording, recording, save_recording
+from nbmf_research.neural.simulate import simulate
+from nbmf_research.neural.spikes import SpikeCodec, declaration, read_spikes
 
 NBMF = Path(sys.executable).with_name("nbmf")
 
@@ -151,6 +156,13 @@ def test_a_closed_pipe_is_no_error() -> None:
         ("encode a.h5 --stream other", "no stream 'other'"),
         ("encode a.h5 a.h5 --overwrite", "is the source"),
         ("encode a.h5 there.nbmf", "there.nbmf exists; give --overwrite"),
+        ("encode a.h5 --feature spiks", "the feature that can be kept is spikes"),
+        ("encode a.h5 --feature spikes --ratio 20", "leave out --ratio"),
+        ("encode a.h5 --feature spikes --max_error 2 --fallback nbmf-max", "leave out --max_error --fallback"),
+        ("encode a.h5 --feature spikes --codec klt-dct", "a codec of its own"),
+        ("encode a.h5 --feature spikes", "the sampling rate is 1 Hz"),
+        ("encode a.h5 --feature spikes --block_seconds 0", "hold no sample"),
+        ("encode a.h5 --coarseness 2", "belongs to --feature spikes"),
         ("encode notes.txt", "notes.txt"),
         ("encode bare.raw", "dtype="),
         ("decode", "source"),
@@ -162,6 +174,11 @@ def test_a_closed_pipe_is_no_error() -> None:
         ("verify", "path"),
         ("verify nowhere.nbmf", "nowhere.nbmf"),
         ("verify a.h5", "not an .nbmf stream"),
+        ("spikes", "path"),
+        ("spikes nowhere.nbmf", "nowhere.nbmf"),
+        ("spikes a.h5", "not an .nbmf stream"),
+        ("spikes there.nbmf --csv s.csv --json", "give one of the two"),
+        ("spikes there.nbmf --csv notes.txt", "notes.txt exists; give --overwrite"),
     ],
 )
 def test_wrong_usage_is_one_line_and_2(clone: Path, capsys: pytest.CaptureFixture[str], line: str, says: str) -> None:
@@ -358,6 +375,77 @@ def test_a_target_its_certificates_and_the_original(clone: Path, capsys: pytest.
     assert nbmf(capsys, "encode", "a.h5", "exact.nbmf")[0] == 0
     code, _, err = nbmf(capsys, "verify", "exact.nbmf", "--against", "a.h5")
     assert code == 2 and "no stated errors" in err
+
+
+@pytest.fixture(scope="module")
+def near() -> xr.DataArray:
+    """1.5 s of simulated broadband on five channels, with a start and a gap."""
+    x = simulate("broadband", 1.5, 15_000.0, probe=utah_array(3, 3), seed=3).recording
+    return x.assign_attrs(t_start=2.0, gaps=[[12_000, 0.25]])
+
+
+def test_a_feature_stream_and_its_spikes(clone: Path, capsys: pytest.CaptureFixture[str], near: xr.DataArray) -> None:
+    save_recording(near, clone / "a.h5")
+    code, out, err = nbmf(capsys, "encode", "a.h5", "--feature", "spikes", "--block_seconds", "0.8")
+    assert (code, err) == (0, "") and out.startswith("a.nbmf: ")
+    wanted, counts = set(), np.zeros(2, int)
+    for start in (0, 11_250):  # two blocks of equal length
+        stream = SpikeCodec().compress(near[start : start + 11_250])
+        s = read_spikes(stream)
+        sample = start + np.rint(s.times * 15_000).astype(int)
+        times = 2 + sample / 15_000 + 0.25 * (sample >= 12_000)
+        heights = s.amplitudes * near.gain.values[s.channels]
+        wanted |= set(zip(near.channel.values[s.channels].tolist(), times.tolist(), heights.tolist(), strict=True))
+        counts += [declaration(stream)[k] for k in ("spikes", "events")]
+    about = json.loads(nbmf(capsys, "spikes", "a.nbmf", "--json")[1])
+    found = list(zip(about["channel"], about["seconds"], about["height"], strict=True))
+    assert set(found) == wanted and about["n"] == len(found) == len(wanted) > 10 and about["units"] == "uV"
+    assert about["seconds"] == sorted(about["seconds"])
+    assert nbmf(capsys, "spikes", "a.nbmf", "--csv", "s.csv") == (0, f"s.csv: {len(found)} spikes\n", "")
+    with (clone / "s.csv").open(newline="") as f:
+        head, *rows = csv.reader(f)
+    assert head == ["channel", "seconds", "height_uV"] and [(c, float(t), float(h)) for c, t, h in rows] == found
+    text = nbmf(capsys, "spikes", "a.nbmf", "--threshold", "12")[1]
+    assert 1 < len(text.splitlines()) < len(found)
+    said = json.loads(nbmf(capsys, "info", "a.nbmf", "--json")[1])["feature"]
+    assert [said["spikes"], said["events"]] == counts.tolist() and said["f1"] > 0.9
+    text = nbmf(capsys, "info", "a.nbmf")[1]
+    assert "feature stream (spikes)" in text and "makes up the noise" in text and "-4.5 noise levels" in text
+    assert nbmf(capsys, "decode", "a.nbmf", "a.npy")[0] == 0 and np.load("a.npy").shape == near.shape
+
+
+def test_a_feature_stream_of_one_block_and_a_damaged_one(
+    clone: Path, capsys: pytest.CaptureFixture[str], near: xr.DataArray
+) -> None:
+    save_recording(near, clone / "a.h5")
+    assert nbmf(capsys, "encode", "a.h5", "--codec", "nbmf-spikes", "--coarseness", "2")[0] == 0
+    about = json.loads(nbmf(capsys, "info", "a.nbmf", "--json")[1])
+    assert about["n_blocks"] == 1 and about["codecs"][0][1]["coarseness"] == 2.0
+    data = bytearray((clone / "a.nbmf").read_bytes())
+    data[len(data) // 2] ^= 1
+    (clone / "bad.nbmf").write_bytes(data)
+    for line in ("spikes bad.nbmf", "spikes bad.nbmf --csv s.csv"):
+        code, out, err = nbmf(capsys, *line.split())
+        assert (code, out, err.count("\n")) == (2, "", 1) and "bad.nbmf" in err and not Path("s.csv").exists()
+    code, out, _ = nbmf(capsys, "info", "bad.nbmf")
+    assert code == 0 and "feature stream (spikes); bad.nbmf: " in out
+    assert nbmf(capsys, "encode", "a.h5", "exact.nbmf", "--codec", "nbmf-fast")[0] == 0
+    code, out, err = nbmf(capsys, "spikes", "exact.nbmf")
+    assert (code, out) == (2, "") and "is no feature stream" in err
+
+
+def test_blocks_of_a_feature_stream_are_equal_and_of_some_seconds() -> None:
+    for n, channels, wanted, count in (
+        (300_000, 4, None, 1),
+        (300_001, 4, None, 2),
+        (1_800_000, 64, None, 14),
+        (90_010, 2, 1.0, 4),
+    ):
+        x = recording(np.zeros((n, 1), np.int16)[:, [0] * channels], 30_000.0)
+        found = cli._spike_settings(x, wanted)
+        length = round(found["block_seconds"] * 30_000)
+        assert -(-n // length) == count and found["sampling_rate"] == 30_000.0
+        assert n - (count - 1) * length > 0.9 * length
 
 
 def test_a_damaged_stream_is_named(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:

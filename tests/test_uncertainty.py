@@ -135,6 +135,24 @@ def test_the_quantile_tracker_keeps_its_bound_on_any_sequence(scores: list[float
     assert abs(found - (1 - level)) <= (math.log(100 / 0.01) + rate) / (rate * len(scores)) + 1e-9
 
 
+@given(st.lists(st.just(0.0) | st.floats(0.01, 100), min_size=1, max_size=300), levels, st.floats(0.02, 1.0))
+def test_the_quantile_tracker_keeps_the_upper_bound_where_scores_reach_the_floor(
+    scores: list[float], level: float, rate: float
+) -> None:
+    tracker = un.QuantileTracker(level, "upper", rate=rate, floor=1e-3)
+    found = misses(tracker, scores)
+    assert found - (1 - level) <= (math.log(100 / 1e-3) + rate) / (rate * len(scores)) + 1e-9
+    assert tracker.place >= math.log(1e-3) and tracker.threshold() >= 1e-3 * (1 - 1e-12)
+
+
+@pytest.mark.parametrize("kind", ["quantile", "pid"])
+def test_a_run_of_zeros_is_not_paid_for_afterwards(kind: str) -> None:
+    tracker = un.TRACKERS.create(kind, score="upper")
+    un.follow(tracker, np.zeros(10_000), 0.0)
+    missed = un.follow(tracker, np.ones(2000), 0.0)[1] < 1.0
+    assert int(np.argmin(missed)) <= math.ceil(math.log(1e9) / (0.15 * 0.9))
+
+
 @given(sequences, levels)
 def test_the_linear_quantile_tracker_keeps_its_bound(scores: list[float], level: float) -> None:
     found = misses(un.QuantileTracker(level, "upper", rate=0.5, log=False), scores)
@@ -219,6 +237,57 @@ def test_the_rolling_window_holds_what_it_says() -> None:
     un.follow(t, y, 0.0)
     assert t.recent == np.abs(y[-7:]).tolist() and t.sorted == sorted(t.recent)
     assert t.threshold() == un.conformal_quantile(np.abs(y[-7:]), 0.5)
+
+
+def test_infinite_outcomes_leave_a_state_that_json_can_hold() -> None:
+    for kind in un.TRACKERS:
+        for options in ({}, {"log": False}) if kind in ("quantile", "pid") else ({},):
+            t = un.TRACKERS.create(kind, score="upper", **options).calibrate([1.0, 2.0, math.inf], 0.0)
+            un.follow(t, [1.0, math.inf, 3.0], 0.0)
+            t.interval(0.0)
+            again = un.restore_tracker(json.loads(json.dumps(t.state(), allow_nan=False)))
+            assert again.state() == t.state() and again.interval(0.0) == t.interval(0.0)
+
+
+STATE = un.RollingConformal(window=3).calibrate([1.0, 2.0], 0.0).state()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"memory": {"recent": ["x"]}},
+        {"memory": {"recent": [math.nan]}},
+        {"memory": {"recent": 3.0}},
+        {"memory": {"recent": None}},
+        {"memory": [1.0]},
+        {"memory": {}},
+        {"pending": [[]]},
+        {"pending": [["x", 0.0]]},
+        {"pending": [[None, 0.0]]},
+        {"pending": 7},
+        {"options": {"window": "x"}},
+        {"options": None},
+        {"kind": "none"},
+        {"kind": ["rolling"]},
+    ],
+)
+def test_a_damaged_state_is_refused(damage: dict) -> None:
+    assert un.restore_tracker(STATE).threshold() == un.restore_tracker(json.loads(json.dumps(STATE))).threshold()
+    with pytest.raises(InputError) as e:
+        un.restore_tracker(STATE | damage)
+    assert "\n" not in str(e.value)
+    for state in ([], None, "x"):
+        with pytest.raises(InputError):
+            un.restore_tracker(state)
+
+
+@pytest.mark.parametrize("score", list(un.SCORES))
+def test_predictions_that_are_nan_are_refused(score: str) -> None:
+    t = un.QuantileTracker(score=score)
+    for prediction in ((math.nan, 1.0), (0.0, math.nan)):
+        with pytest.raises(InputError):
+            t.interval(*prediction)
+    assert not t.pending
 
 
 # ---- risk
@@ -342,6 +411,14 @@ def test_calibration_errors_vanish_for_the_truth_and_scaling_repairs() -> None:
     assert factor == pytest.approx(3, rel=0.05) and ca.ence(y, 0, factor * sd / 3) < 0.06 < ca.ence(y, 0, sd / 3)
 
 
+def test_empty_and_infinite_intervals_are_counted_and_not_measured() -> None:
+    y = np.zeros(4)
+    found = ca.interval_report(y, [-1, 1e300, -math.inf, 1], [1, -1e300, 2, 0.5], 0.9)
+    assert found["empty"] == 0.5 and found["infinite"] == 0.25 and found["coverage"] == 0.5
+    assert found["width"] == pytest.approx(2 / 3) and found["interval_score"] == math.inf
+    assert ca.interval_report(y, math.inf, math.inf, 0.9)["empty"] == 0
+
+
 def test_windows_and_groups() -> None:
     inside = np.array([1, 1, 0, 0, 1, 1, 1, 1], float)
     found = ca.window_coverage(np.zeros(8), np.where(inside, -1, 1), 2, 2)
@@ -364,6 +441,8 @@ def test_dropout_and_ensembles_leave_modes_as_they_were() -> None:
     assert draws.shape == (6, 5, 1) and draws.var(0).max() > 0 and all(p.training for p in net)
     assert torch.equal(net[1].running_mean, before)
     several = ca.ensemble_draws([nn.Linear(3, 1) for _ in range(4)], torch.randn(5, 3))
+    ca.ensemble_draws([net, nn.Linear(3, 1).eval()], torch.randn(5, 3))
+    assert all(p.training for p in net.modules())
     mean, variance = ca.mixture(several, torch.ones_like(several))
     assert mean.shape == (5, 1) and (variance >= 1).all() and not several.requires_grad
 

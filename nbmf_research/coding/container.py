@@ -193,8 +193,7 @@ class Metadata:
     extra : dict
         Further JSON; keys of the format itself are not allowed.
     gaps : tuple of (int, float)
-        First sample after each gap that is known from the start, and seconds missing (0: a break of unknown length). No block needs
-        to begin there; gaps that turn up while writing are given to `Writer.append`.
+        First sample after each gap that is known from the start, and seconds missing (0: a break of unknown length). No block needs to begin there; gaps that turn up while writing are given to `Writer.append`.
     """
 
     sampling_rate: float
@@ -1761,6 +1760,13 @@ class _Opened:
         """Bytes fetched so far."""
         return self._blocks.source.bytes_read
 
+    def blocks(self) -> Iterator[tuple[Block, bytes, NDArray[np.intp]]]:
+        """Read the head, the stored bytes and the channel numbers of each block, in the order of the file; none is decoded. `StreamError` at one that is damaged."""
+        parts = self._blocks
+        for row in range(len(parts.table.n)):
+            block, body = _load(parts.source, parts.opening.seed, parts.table, row)
+            yield block, body, parts.opening.layout.groups[block.group]
+
     def close(self) -> None:
         """Close the file, if it was opened here."""
         self._blocks.source.close()
@@ -1792,13 +1798,6 @@ class Stream(_Opened):
     def info(self, *, blocks: bool = False) -> dict[str, Any]:
         """Describe the stream as plain JSON values; with `blocks`, also each block (their heads are fetched)."""
         return _info(self._blocks, self.notes, blocks)
-
-    def blocks(self) -> Iterator[tuple[Block, bytes, NDArray[np.intp]]]:
-        """Read the head, the stored bytes and the channel numbers of each block, in the order of the file; none is decoded. `StreamError` at one that is damaged."""
-        parts = self._blocks
-        for row in range(len(parts.table.n)):
-            block, body = _load(parts.source, parts.opening.seed, parts.table, row)
-            yield block, body, parts.opening.layout.groups[block.group]
 
     def read(
         self,

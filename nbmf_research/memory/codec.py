@@ -40,7 +40,7 @@ from nbmf_research.memory.format import (
     read_legacy,
     verify,
 )
-from .mixing import MAX_RECORD, ContextMixer, adapted
+from .mixing import MAX_RECORD, MAX_REFERENCE, ContextMixer, adapted, expanded
 from .records import DOMAINS, Record
 from .training import Released, released
 
@@ -77,7 +77,7 @@ def canonical(text: str) -> str | None:
     Returns
     -------
     str or None
-        Text that parses to an equal value, the same for all texts of that value; None if the text is not a JSON object or array, or holds what cannot be kept exactly.
+        Text that parses to an equal value, the same for all texts of that value (`[1]` and `[1.0]` count as two values); None if the text is not a JSON object or array, or holds what cannot be kept exactly.
     """
     if text.lstrip()[:1] not in ("{", "["):
         return None
@@ -131,26 +131,33 @@ def read_delta(data: bytes) -> Delta:
     """Read what `Delta.pack` wrote; `InputError` if it is not that."""
     try:
         arrays = load_arrays(data)
-        version, generation = arrays["head"].tolist()
-        text = lzma.decompress(arrays["text"].tobytes())
-        ends = np.cumsum(arrays["sizes"]).tolist()
-        if version != 1 or (ends or [0])[-1] != len(text):
+        head, base, sizes = arrays["head"], arrays["base"], arrays["sizes"]
+        kinds = [str(a.dtype) for a in (head, base, sizes, arrays["text"])]
+        if kinds != ["int64", "uint8", "int32", "uint8"] or (head.size, base.size, sizes.ndim, head[0]) != (2, 8, 1, 1):
             raise ValueError("its layout is not known")
+        ends = np.cumsum(sizes, dtype=np.int64).tolist()
+        total = ends[-1] if ends else 0
+        if not 0 < head[1] < GENERATIONS or (sizes < 0).any() or total > MAX_REFERENCE:
+            raise ValueError("its generation or its sizes are impossible")
+        text = expanded(arrays["text"].tobytes(), total)
+        if len(text) != total:
+            raise ValueError("its text is cut off")
         records = tuple(text[a:b] for a, b in zip([0, *ends], ends, strict=False))
-        return Delta(generation, arrays["base"].tobytes(), records)
-    except (SafetensorError, KeyError, ValueError, lzma.LZMAError) as e:
+        return Delta(int(head[1]), base.tobytes(), records)
+    except (SafetensorError, LookupError, TypeError, ValueError) as e:
         raise InputError(f"this is no delta of a memory model: {e}") from e
 
 # %% ../../nbs/44_memory.codec.ipynb #8f4e3216
 DICTIONARY = 1 << 20  # bytes
 _MOST = 1 << 28  # bytes that a record may decode to
+_PIECE = 1 << 16  # bytes read at a time
 
 
 class _Zstd:
     """zstd with a raw dictionary, minimal frames."""
 
     def __init__(self, dictionary: bytes) -> None:
-        z = require("zstandard", extra="bench")
+        z = require("zstandard", extra="memory")
         self._z = z
         shape = z.ZstdCompressionParameters.from_level(
             19, format=z.FORMAT_ZSTD1_MAGICLESS, write_content_size=0, write_dict_id=0, write_checksum=0
@@ -164,14 +171,16 @@ class _Zstd:
 
     def decode(self, code: bytes) -> bytes:
         reader = self._z.ZstdDecompressor(dict_data=self._dictionary, format=self._z.FORMAT_ZSTD1_MAGICLESS)
+        data = bytearray()
         try:
             with reader.stream_reader(code) as stream:
-                data = bytes(stream.read(_MOST))
+                while len(data) <= _MOST and (piece := stream.read(_PIECE)):
+                    data += piece
         except self._z.ZstdError as e:
             raise StreamError(f"the record is damaged: {e}") from e
-        if len(data) == _MOST:
+        if len(data) > _MOST:
             raise StreamError(f"the record decodes to more than {_MOST} bytes; it is damaged")
-        return data
+        return bytes(data)
 
 # %% ../../nbs/44_memory.codec.ipynb #f490d6eb
 def _payload(value: Any, fidelity: str) -> tuple[int, bytes]:
@@ -184,9 +193,10 @@ def _payload(value: Any, fidelity: str) -> tuple[int, bytes]:
     else:
         try:
             kind, text = JSON, json.dumps(value, ensure_ascii=False, sort_keys=fidelity == "semantic", allow_nan=False)
+            changed = json.loads(text) != value
         except (TypeError, ValueError, RecursionError) as e:
             raise InputError(f"a payload is text, bytes or a JSON value: {e}") from e
-        if json.loads(text) != value:
+        if changed:
             raise InputError("this value changes in JSON (keys that are no text, or tuples); convert it first")
     try:
         return kind, text.encode()
@@ -200,7 +210,7 @@ def _value(kind: int, data: bytes) -> Any:
         if kind == BYTES:
             return data
         return data.decode() if kind == TEXT else json.loads(data)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise StreamError(f"the record is damaged: {e}") from e
 
 
@@ -295,14 +305,12 @@ class _Adapting(_Generations):
             if 0 < len(text) <= MAX_RECORD and total + len(text) <= most:
                 kept.append(text)
                 total += len(text)
-        generation = max(self._generations) + 1
-        if not kept or generation >= GENERATIONS:
-            raise InputError(
-                "there are no records to adapt to"
-                if not kept
-                else "all 63 generations are taken; migrate to a new base"
-            )
+        if not kept:
+            raise InputError("there are no records to adapt to")
         with self._lock:
+            generation = max(self._generations) + 1
+            if generation >= GENERATIONS:
+                raise InputError("all 63 generations are taken; migrate to a new base")
             return self.add(Delta(generation, self._generations[0].identities[0], tuple(reversed(kept))))
 
 # %% ../../nbs/44_memory.codec.ipynb #b6575c7a
@@ -329,6 +337,21 @@ class _Coder(_Adapting):
             if len(code) + 3 < len(best.code) + (2 if best.tier == RAW else 3):
                 best = Blob(tier, kind, i, self.generation, checksum(data, tier, now.identities[i]), code)
         return best
+
+    def _data(self, blob: bytes) -> tuple[int, bytes]:
+        """Kind and bytes of a blob, checked."""
+        found = parse(blob)
+        with self._lock:
+            data, identity = (found.code, b"") if found.tier == RAW else self._decoded(found)
+        verify(found, data, identity)
+        return found.kind, data
+
+    def _gives(self, blob: bytes, kind: int, data: bytes) -> bool:
+        """Whether a blob decodes to this."""
+        try:
+            return self._data(blob) == (kind, data)
+        except StreamError:
+            return False
 
     def _decoded(self, blob: Blob) -> tuple[bytes, bytes]:
         held = self._generations.get(blob.generation)
@@ -364,7 +387,7 @@ class MemoryCodec(_Coder):
 
     Notes
     -----
-    Safe to share between threads: calls wait for each other.
+    Safe to share between threads: calls wait for each other, and for those of other codecs of the same model.
     """
 
     def encode(self, payload: Any, fidelity: str = "lossless", domain: str = "auto", verify: bool = True) -> bytes:
@@ -379,7 +402,7 @@ class MemoryCodec(_Coder):
         domain : str
             ``"auto"``: try all models. One of `DOMAINS`: only the model of that place, if there is one for each.
         verify : bool
-            Decode the blob before it is returned.
+            Decode the blob before it is returned; if it does not give the payload, keep the payload raw.
 
         Returns
         -------
@@ -391,7 +414,7 @@ class MemoryCodec(_Coder):
         kind, data = _payload(payload, fidelity)
         with self._lock:
             blob = frame(self._shortest(kind, data, domain))
-            if verify and self.decode(blob) != _value(kind, data):
+            if verify and not self._gives(blob, kind, data):
                 blob = frame(Blob(RAW, kind, 0, 0, checksum(data, RAW), data))
         return blob
 
@@ -407,11 +430,7 @@ class MemoryCodec(_Coder):
             return read_legacy(blob).payload
         if not isinstance(blob, (bytes, bytearray, memoryview)):
             raise StreamError("a record is bytes, and this is neither bytes nor a blob of the stub")
-        found = parse(bytes(blob))
-        with self._lock:
-            data, identity = (found.code, b"") if found.tier == RAW else self._decoded(found)
-        verify(found, data, identity)
-        return _value(found.kind, data)
+        return _value(*self._data(bytes(blob)))
 
 # %% ../../nbs/44_memory.codec.ipynb #ca7b0886
 def save_delta(delta: Delta, path: str | os.PathLike[str]) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 from ..core import InputError, StreamError
 
 # %% auto #0
-__all__ = ['RAW', 'ZSTD', 'MIXING', 'GUIDED', 'TIERS', 'BYTES', 'TEXT', 'JSON', 'GENERATIONS', 'Blob', 'checksum', 'frame',
-           'parse', 'verify', 'Legacy', 'is_legacy', 'read_legacy']
+__all__ = ['RAW', 'ZSTD', 'MIXING', 'GUIDED', 'TIERS', 'BYTES', 'TEXT', 'JSON', 'GENERATIONS', 'MAX_LEGACY', 'Blob', 'checksum',
+           'frame', 'parse', 'verify', 'Legacy', 'is_legacy', 'read_legacy']
 
 # %% ../../nbs/43_memory.format.ipynb #82bc0ff4
 RAW, ZSTD, MIXING, GUIDED = range(4)
@@ -102,6 +102,9 @@ def verify(blob: Blob, payload: bytes, identity: bytes = b"") -> None:
         raise StreamError(f"the record's checksum is wrong: it is damaged{needs}")
 
 # %% ../../nbs/43_memory.format.ipynb #761199dc
+MAX_LEGACY = 1 << 26  # bytes that a blob of the stub may decode to
+
+
 @dataclass(frozen=True)
 class Legacy:
     """What a blob of the stub holds.
@@ -129,7 +132,7 @@ def _legacy_fields(blob: object) -> dict[str, Any] | None:
             return None
         try:
             blob = json.loads(blob)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     if isinstance(blob, Mapping) and isinstance(blob.get("code"), str) and isinstance(blob.get("meta"), Mapping):
         return dict(blob)
@@ -140,7 +143,7 @@ def is_legacy(blob: object) -> bool:
     """Whether this is a blob of the stub: its dictionary, the JSON of that as text or bytes, or bare zlib."""
     return _legacy_fields(blob) is not None or (isinstance(blob, bytes) and blob[:2] in (b"x\x01", b"x\x9c", b"x\xda"))
 
-
+# %% ../../nbs/43_memory.format.ipynb #e2d2127e
 def read_legacy(blob: object) -> Legacy:
     """Read a blob of the stub.
 
@@ -154,17 +157,25 @@ def read_legacy(blob: object) -> Legacy:
         if fields is None:
             if not isinstance(blob, bytes) or not is_legacy(blob):
                 raise ValueError("neither a dictionary with meta and code, nor zlib")
-            return Legacy(json.loads(zlib.decompress(blob)), True)
+            return Legacy(json.loads(_inflated(blob)), True)
         code = bytes.fromhex(fields["code"])
         if fields["meta"].get("fidelity") == "lossless":
             return _lossless(code, fields.get("sig"))
         return _semantic(code.decode(), fields)
-    except (ValueError, zlib.error) as e:
+    except (ValueError, RecursionError, zlib.error) as e:
         raise StreamError(f"this is no readable blob of the stub: {e}") from e
 
 
+def _inflated(code: bytes) -> bytes:
+    reader = zlib.decompressobj()
+    data = reader.decompress(code, MAX_LEGACY)
+    if not reader.eof:
+        raise ValueError(f"its zlib stream is cut off, or holds more than {MAX_LEGACY} bytes")
+    return data
+
+
 def _lossless(code: bytes, signature: object) -> Legacy:
-    payload = json.loads(zlib.decompress(code))
+    payload = json.loads(_inflated(code))
     if signature is not None and _sign(payload) != signature:
         raise ValueError("its signature does not fit")
     return Legacy(payload, True)

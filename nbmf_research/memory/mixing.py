@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import lzma
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,11 +18,11 @@ from ..core import InputError, StreamError, njit
 
 # %% auto #0
 __all__ = ['Array', 'Int', 'STRETCH', 'SQUASH', 'LEVEL', 'RATE', 'TRUST', 'N_CONTEXTS', 'N_INPUTS', 'SET_SIZES', 'SET_STARTS',
-           'MAX_RECORD', 'REFINE_ROWS', 'POS', 'START', 'LEARN', 'LIMIT', 'SOURCE', 'LOGGED', 'C0', 'NODE', 'C4', 'C8',
-           'KNOWN', 'WORD', 'WORD1', 'WORD2', 'SHAPE', 'DIGITS', 'COLUMN', 'LINE', 'JSON', 'QUOTED', 'ESCAPED', 'DEPTH',
-           'KEY', 'KEY1', 'VALUE', 'NAME', 'EXPECT', 'FAR', 'FAR_AT', 'FAR_BYTE', 'NEAR', 'NEAR_AT', 'NEAR_BYTE', 'LOW',
-           'HIGH', 'CODE', 'CODE_AT', 'LEARNT', 'CONTEXTS', 'GROUPS', 'STEPS', 'Mixer', 'ContextMixer', 'adapted',
-           'component_table', 'folded', 'pack', 'unpack']
+           'MAX_RECORD', 'MAX_REFERENCE', 'REFINE_ROWS', 'POS', 'START', 'LEARN', 'LIMIT', 'SOURCE', 'LOGGED', 'C0',
+           'NODE', 'C4', 'C8', 'KNOWN', 'WORD', 'WORD1', 'WORD2', 'SHAPE', 'DIGITS', 'COLUMN', 'LINE', 'JSON', 'QUOTED',
+           'ESCAPED', 'DEPTH', 'KEY', 'KEY1', 'VALUE', 'NAME', 'EXPECT', 'FAR', 'FAR_AT', 'FAR_BYTE', 'NEAR', 'NEAR_AT',
+           'NEAR_BYTE', 'LOW', 'HIGH', 'CODE', 'CODE_AT', 'LEARNT', 'CONTEXTS', 'GROUPS', 'STEPS', 'Mixer',
+           'ContextMixer', 'adapted', 'component_table', 'folded', 'expanded', 'pack', 'unpack']
 
 # %% ../../nbs/41_memory.mixing.ipynb #40819525
 Array: TypeAlias = NDArray[Any]
@@ -58,6 +59,7 @@ SET_SIZES = (
 )  # weight sets by: match, bits of this byte, last byte, known contexts, byte classes
 SET_STARTS = np.concatenate([[0], np.cumsum(SET_SIZES)]).astype(np.int64)
 MAX_RECORD = 1 << 16  # bytes
+MAX_REFERENCE = 1 << 26  # bytes of text in a file of a model
 REFINE_ROWS = 2048 + 4096
 POS, START, LEARN, LIMIT, SOURCE, LOGGED, C0, NODE, C4, C8, KNOWN = range(11)
 WORD, WORD1, WORD2, SHAPE, DIGITS, COLUMN, LINE = range(11, 18)
@@ -691,7 +693,7 @@ def _code_bit(r: Array, code: Array, bit: Int, p: Int) -> Int:
         if reading:
             following = code[r[CODE_AT]] if r[CODE_AT] < code.size else 0
             r[CODE] = ((r[CODE] << 8) & 0xFFFFFFFF) | following
-        else:
+        elif r[CODE_AT] < code.size:
             code[r[CODE_AT]] = r[HIGH] >> 24
         r[CODE_AT] += 1
         r[LOW] = (r[LOW] << 8) & 0xFFFFFFFF
@@ -705,9 +707,9 @@ def _finish(r: Array, code: Array) -> Int:
     for n in range(5):
         keep = (0xFFFFFFFF << (32 - 8 * n)) & 0xFFFFFFFF
         if r[HIGH] & keep >= r[LOW]:
-            for j in range(n):
+            size = min(int(r[CODE_AT]) + n, code.size)
+            for j in range(size - r[CODE_AT]):
                 code[r[CODE_AT] + j] = (r[HIGH] >> (24 - 8 * j)) & 255
-            size = int(r[CODE_AT]) + n
             break
     while size > 0 and code[size - 1] == 0:
         size -= 1
@@ -765,21 +767,35 @@ class _Primed:
         match: bool = True,
         refine: bool = True,
     ) -> None:
-        chosen = range(N_CONTEXTS) if used is None else used
-        if not 1 <= bits <= 24 or not all(0 <= u < N_CONTEXTS for u in chosen):
-            raise InputError(f"bits must be 1 to 24 and contexts 0 to {N_CONTEXTS - 1}, not {bits} and {list(chosen)}")
+        chosen = list(range(N_CONTEXTS) if used is None else used)
+        known = chosen and set(chosen) <= set(range(N_CONTEXTS)) and len(set(chosen)) == len(chosen)
+        if not 1 <= bits <= 24 or not known:
+            raise InputError(f"bits are 1 to 24, and contexts some of 0 to {N_CONTEXTS - 1}; not {bits} and {chosen}")
         self.bits, self.reference = bits, len(reference)
-        self.m = _fresh(bits, reference, list(chosen), (int(match), int(refine)))
+        self.m = _fresh(bits, reference, chosen, (int(match), int(refine)))
         self.learn, self.limit = 6, 5
+        self.lock = threading.RLock()  # held whenever the arrays change, or must not
         self._keep()
 
     def _keep(self) -> None:
         """Make the present state the one that records start from."""
         self._start = {name: getattr(self.m, name).copy() for name in LEARNT}
+        self._busy = False
 
     def _restore(self) -> None:
         for name, values in self._start.items():
             np.copyto(getattr(self.m, name), values)
+        self._busy = False
+
+    def _settle(self) -> None:
+        """Put the arrays back if a call was interrupted before it could."""
+        if self._busy:
+            _undo(self.m)
+            self._restore()
+
+    def _begin(self) -> None:
+        self._settle()
+        self._busy = True
 
     def prime(self, records: Sequence[bytes], sources: Sequence[int] = (), learn: int = 3, limit: int = 15) -> float:
         """Learn records for good.
@@ -803,8 +819,10 @@ class _Primed:
         numbers = np.array(sources or [1] * len(records), np.int64)
         if len(numbers) != len(records) or (len(numbers) and not 1 <= numbers.min() <= numbers.max() <= 127):
             raise InputError("each record needs the number of its source, 1 to 127")
-        cost = float(_prime(self.m, self.reference, data, offsets, numbers, learn, limit))
-        self._keep()
+        with self.lock:
+            self._begin()
+            cost = float(_prime(self.m, self.reference, data, offsets, numbers, learn, limit))
+            self._keep()
         return cost
 
 # %% ../../nbs/41_memory.mixing.ipynb #72363dfc
@@ -825,6 +843,7 @@ class ContextMixer(_Primed):
     Notes
     -----
     Coding follows the numba kernels above; two objects with equal arrays write equal bytes.
+    Threads may share an object: `lock` is held from the first change of its arrays until they are put back.
     `Mixer.outer` is where another model's guess of the next byte can be put in (zeros: none); its weights start at 0.
     """
 
@@ -832,18 +851,23 @@ class ContextMixer(_Primed):
         """Code a record of at most `MAX_RECORD` bytes; `InputError` if it is longer."""
         if len(data) > MAX_RECORD:
             raise InputError(f"a record has at most {MAX_RECORD} bytes, this one has {len(data)}")
-        code = np.empty(2 * len(data) + 64, np.uint8)
-        size = _write(self.m, self.reference, np.frombuffer(data, np.uint8), self.learn, self.limit, code)
-        self._restore()
+        code = np.empty(36 * len(data) + 64, np.uint8)  # nine coded bits a byte, each of four bytes at worst
+        with self.lock:
+            self._begin()
+            size = _write(self.m, self.reference, np.frombuffer(data, np.uint8), self.learn, self.limit, code)
+            self._restore()
         return code[:size].tobytes()
 
     def decode(self, code: bytes) -> bytes:
         """Decode what `encode` wrote with the same model; `StreamError` if no end is found. A checksum is the caller's task."""
-        size = _read(self.m, self.reference, np.frombuffer(code, np.uint8).copy(), self.learn, self.limit)
-        self._restore()
+        with self.lock:
+            self._begin()
+            size = _read(self.m, self.reference, np.frombuffer(code, np.uint8).copy(), self.learn, self.limit)
+            data = self.m.text[self.reference : self.reference + max(size, 0)].tobytes()
+            self._restore()
         if size < 0:
             raise StreamError("this record has no end: it is corrupt, or was written with another model")
-        return self.m.text[self.reference : self.reference + size].tobytes()
+        return data
 
 # %% ../../nbs/41_memory.mixing.ipynb #a48448df
 def adapted(model: ContextMixer, records: Sequence[bytes], learn: int = 6, limit: int = 8) -> ContextMixer:
@@ -854,8 +878,10 @@ def adapted(model: ContextMixer, records: Sequence[bytes], learn: int = 6, limit
     room = np.zeros(model.reference + len(data) + len(records) + MAX_RECORD + 8, np.uint8)
     room[: model.reference] = m.text[: model.reference]
     other = ContextMixer(model.bits, b"", m.used.tolist(), bool(m.options[0]), bool(m.options[1]))
-    for name in (*LEARNT, "slots", "seen_by", "ends", "far"):
-        np.copyto(getattr(other.m, name), getattr(m, name))
+    with model.lock:
+        model._settle()
+        for name in (*LEARNT, "slots", "seen_by", "ends", "far"):
+            np.copyto(getattr(other.m, name), getattr(m, name))
     other.m = other.m._replace(text=room)
     offsets = np.concatenate([[0], np.cumsum([len(r) for r in records])]).astype(np.int64)
     other.reference = int(_absorb(other.m, model.reference, data, offsets, learn, limit))
@@ -963,8 +989,22 @@ def _squeezed(data: bytes) -> NDArray[np.uint8]:
     return np.frombuffer(lzma.compress(data, preset=6), np.uint8)
 
 
-def _expanded(data: Array, dtype: Any) -> Array:
-    return np.frombuffer(lzma.decompress(data.tobytes()), dtype)
+def expanded(data: bytes, most: int) -> bytes:
+    """Decompress an xz stream of at most `most` bytes of content; `InputError` if it is longer, cut off or none."""
+    reader = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=1 << 28)
+    try:
+        found = reader.decompress(data, max_length=most + 1)
+    except lzma.LZMAError as e:
+        raise InputError(f"this is no xz stream: {e}") from e
+    if len(found) > most or not reader.eof:
+        raise InputError(f"the xz stream is cut off, or holds more than {most} bytes")
+    return found
+
+
+def _array(data: Array, like: Array, dtype: Any) -> Array:
+    """A packed array of the shape of another one."""
+    found = np.frombuffer(expanded(data.tobytes(), like.size * np.dtype(dtype).itemsize), dtype)
+    return found.reshape(like.shape)
 
 
 def pack(model: ContextMixer) -> dict[str, Array]:
@@ -995,17 +1035,17 @@ def pack(model: ContextMixer) -> dict[str, Array]:
     arrays["shape"] = np.array([1, model.bits, m.options[0], m.options[1], *m.used], np.int64)
     return arrays
 
-
+# %% ../../nbs/41_memory.mixing.ipynb #715a8507
 def unpack(arrays: Mapping[str, Array]) -> ContextMixer:
     """Make the model again; `InputError` if the arrays are not those of `pack`."""
     try:
         version, bits, match, refine, *used = arrays["shape"].tolist()
         if version != 1:
             raise ValueError(f"layout {version} is not known to this version of the package")
-        text = _expanded(arrays["text"], np.uint8).tobytes()
+        text = expanded(arrays["text"].tobytes(), MAX_REFERENCE)
         model = ContextMixer(bits, text, used, bool(match), bool(refine))
         _fill(model.m, arrays)
-    except (KeyError, ValueError, lzma.LZMAError) as e:
+    except (KeyError, IndexError, TypeError, ValueError) as e:
         raise InputError(f"these arrays hold no model of memory.mixing: {e}") from e
     model._keep()
     return model
@@ -1013,11 +1053,17 @@ def unpack(arrays: Mapping[str, Array]) -> ContextMixer:
 
 def _fill(m: Mixer, arrays: Mapping[str, Array]) -> None:
     slots = m.slots.reshape(-1, 16)
-    held = np.unpackbits(_expanded(arrays["held"], np.uint8), count=len(slots)).astype(bool)
-    codes = _expanded(arrays["nodes"], np.uint8).reshape(15, -1).T
-    slots[held, 0] = arrays["checks"]
+    bits = expanded(arrays["held"].tobytes(), len(slots) // 8 + 1)
+    held = np.unpackbits(np.frombuffer(bits, np.uint8), count=len(slots)).astype(bool)
+    checks = arrays["checks"]
+    if checks.dtype != np.uint16 or checks.shape != (held.sum(),) or not checks.all():
+        raise ValueError("its slots and their checks do not fit")
+    codes = _array(arrays["nodes"], slots[held, 1:].T, np.uint8).T
+    slots[held, 0] = checks
     slots[held, 1:] = np.where(codes > 0, (_P_OF[codes & 15] << 4) | STEPS[codes >> 4], 2048 << 4)
     for name in ("maps", "final", "refine", "lengths", "order0", "ends", "weights"):
         kind = {"final": np.int32, "ends": np.int32, "weights": np.int16}.get(name, np.uint16)
-        np.copyto(getattr(m, name), _expanded(arrays[name], kind).reshape(getattr(m, name).shape), casting="unsafe")
+        np.copyto(getattr(m, name), _array(arrays[name], getattr(m, name), kind), casting="unsafe")
+    if m.ends.min() < 0 or (m.ends[:, 1] > m.ends[:, 0]).any():
+        raise ValueError("its counts of ends are impossible")
     np.multiply(m.weights, 64, out=m.weights)

@@ -77,7 +77,7 @@ def is_json(text: str) -> bool:
         return False
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -124,8 +124,14 @@ def _text_of(path: Path) -> tuple[str, str]:
     """Text and suffix of a file, compressed or not."""
     data, suffix = path.read_bytes(), path.suffix
     if suffix == ".zst":
-        zstd = require("zstandard", extra="bench")
-        data, suffix = zstd.ZstdDecompressor().stream_reader(data).read(), path.with_suffix("").suffix
+        zstd = require("zstandard", extra="memory")
+        reader, suffix = zstd.ZstdDecompressor().decompressobj(), path.with_suffix("").suffix
+        try:
+            data = reader.decompress(data)
+        except zstd.ZstdError as e:
+            raise ValueError(str(e)) from e
+        if not reader.eof:
+            raise ValueError("its zstd frame is cut off")
     return data.decode("utf-8-sig"), suffix
 
 
@@ -160,7 +166,7 @@ def read_records(
         if suffix not in _READERS:
             raise ValueError(f"its kind is not one of {', '.join(_READERS)}")
         values = [v for v in _READERS[suffix](text) if not isinstance(v, str) or v.strip()]
-    except (OSError, ValueError, csv.Error) as e:
+    except (OSError, ValueError, RecursionError, csv.Error) as e:
         raise InputError(f"cannot read records from {path}: {e}") from e
     names = {"domain": domain, "source": source or stem, "group": group or stem}
     return [_record(v, {**names, "id": str(i)}) for i, v in enumerate(values)]
@@ -175,9 +181,9 @@ def _named(name: str) -> str:
 def _query(database: str, statement: str) -> list[Sequence[Any]]:
     """Rows of a read-only query on a SQLite file or a SQLAlchemy URL."""
     if "://" not in database:
-        with closing(sqlite3.connect(f"file:{Path(database).absolute()}?mode=ro", uri=True)) as link:
+        with closing(sqlite3.connect(f"{Path(database).absolute().as_uri()}?mode=ro", uri=True)) as link:
             return list(link.execute(statement))
-    sa = require("sqlalchemy", package="sqlalchemy")
+    sa = require("sqlalchemy", extra="memory")
     try:
         with sa.create_engine(database).connect() as link:
             return [tuple(row) for row in link.execute(sa.text(statement))]
@@ -400,7 +406,7 @@ class Source:
     repository, commit, licence : str
         Where it is from, and the licence as found there.
     role : str
-        ``"train"``, ``"study"`` (not for released models) or ``"test"`` (held out whole).
+        ``"train"``, ``"study"`` (share-alike, research only or terms not known: not for released models) or ``"test"`` (held out whole).
     """
 
     name: str

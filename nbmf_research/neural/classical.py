@@ -21,7 +21,6 @@ import numpy as np
 import xarray as xr
 
 from ..core import InputError, MissingDependencyError, NbmfError, StreamError, require
-from .catalogue import Kind
 from .codec import CODECS, Codec, Frame, Samples, register_codec
 
 # %% auto #0
@@ -499,7 +498,7 @@ class WavPackHybrid(WavPack):
         Noise shaping from -1 to 1, 0 for white noise; the tool's own choice if not given.
     """
 
-    kind: ClassVar[Kind] = "lossy"
+    kind = "lossy"
     knob = "bits_per_sample"
     knob_sign = -1
 
@@ -530,7 +529,7 @@ class Bounded(Peer):
         Largest error of any sample, in the input's units; above 0.
     """
 
-    kind: ClassVar[Kind] = "bounded"
+    kind = "bounded"
     knob = "max_error"
 
     def __init__(self, max_error: float = 1.0) -> None:

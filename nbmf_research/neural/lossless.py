@@ -28,7 +28,6 @@ from nbmf_research.coding.rangecoder import (
     skip,
 )
 from ..core import InputError, StreamError, njit
-from .catalogue import Kind
 from .codec import Codec, Samples, register_codec
 from nbmf_research.neural.prediction import (
     COUNT,
@@ -1194,7 +1193,7 @@ class Bounded(Adaptive):
         Largest error of any sample, in the samples' own units; 0 is lossless.
     """
 
-    kind: ClassVar[Kind] = "bounded"
+    kind = "bounded"
     knob: ClassVar[str | None] = "max_error"
 
     def __init__(self, max_error: float = 1.0) -> None:

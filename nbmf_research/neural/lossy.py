@@ -272,7 +272,9 @@ _LENGTH = struct.Struct("<I")
 class _Codecs:
     """The codecs of a chain, each for itself."""
 
-    def __init__(self, names: Sequence[str], sampling_rate: float, bound: float, options: dict[str, Any]) -> None:
+    def __init__(
+        self, names: Sequence[str], sampling_rate: float, bound: float | None, options: dict[str, Any]
+    ) -> None:
         if not 1 <= len(names) <= _MOST_CODECS:
             raise InputError(f"a chain has 1 to {_MOST_CODECS} codecs, not {len(names)}")
         for name, made in zip(names, map(codec_class, names)):
@@ -281,7 +283,8 @@ class _Codecs:
             if why := made.missing():
                 raise MissingDependencyError(why)
         create_codec(names[0], **options)
-        self.names, self.sampling_rate, self.bound, self.options = tuple(names), sampling_rate, bound, options
+        self.names, self.sampling_rate, self.options = tuple(names), sampling_rate, options
+        self.bound = math.inf if bound is None else bound
         self.exact = [i for i, name in enumerate(names) if codec_class(name).kind == "lossless"]
 
     def order(self, x: Samples) -> list[int]:
@@ -336,6 +339,21 @@ def _within(own: _Codecs, number: int, x: Samples, start: float, near: float, lo
         return None
     return None if step is None else made[step]
 
+
+def _first_that_keeps(own: _Codecs, x: Samples, start: float, near: float, low: float, high: float) -> Coded | None:
+    """Code with the first codec whose root-mean-square error lies within limits; a block that stays dear also without loss."""
+    for number in own.order(x):
+        exact = number in own.exact
+        coded = own.attempt(number, x, 0.0) if exact else _within(own, number, x, start, near, low, high)
+        if coded is None:
+            continue
+        options = {number: coded}
+        if not exact and len(coded.payload) * _DEAR > x.nbytes:
+            options |= {i: own.attempt(i, x, 0.0) for i in own.exact}
+        best = min(options, key=lambda i: len(options[i].payload))
+        return own.finish(best, x, options[best])
+    return None
+
 # %% ../../nbs/39b_neural.lossy.ipynb #eeca3849
 class Chain(SampleCoder):
     """Codecs in order of preference; each block is coded by the first that keeps the goal.
@@ -370,10 +388,8 @@ class Chain(SampleCoder):
     ) -> None:
         if not sound_step(step):
             raise InputError(f"step is {step}; give a positive number of counts")
-        self.step, self.goal, self.looseness, self.near = step, goal or Goal(), 6.0, near
-        bound = math.inf if self.goal.max_error is None else self.goal.max_error
-        self._own = _Codecs(codecs, sampling_rate, bound, options)
-        self.codecs = self._own.names
+        self.codecs, self.step, self.near, self.goal, self.looseness = tuple(codecs), step, near, goal or Goal(), 6.0
+        self._own = _Codecs(codecs, sampling_rate, self.goal.max_error, options)
 
     def decoded_dtype(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
         """Return the stream's own type."""
@@ -385,8 +401,8 @@ class Chain(SampleCoder):
 
     def decode(self, payload: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> Samples:
         """Decode a block to the stream's type."""
-        head = block_head(payload)
-        body, layer = payload[1 + len(head.bands) :], b"\0"
+        head, layer = block_head(payload), b"\0"
+        body = payload[1 + len(head.bands) :]
         if head.number >= len(self.codecs):
             raise StreamError(f"the block names codec {head.number} of {len(self.codecs)}; it is damaged")
         if head.corrected:
@@ -396,23 +412,13 @@ class Chain(SampleCoder):
 
     def code(self, x: Samples) -> Coded:
         """Code a block of samples (time, channel), and decode it; `InputError` if no codec of the chain keeps the goal."""
-        own, search, high = self._own, self.goal.snr_db is not None, math.inf
-        if np.isfinite(x).all():
-            limit = self.goal.most_noise(x)
-            high = limit if math.isfinite(limit) else max(deviation(x), self.step)
-        start, low = (high * self.looseness, (1 - TOLERANCE) * high) if search else (self.step, 0.0)
-        for number in own.order(x):
-            exact = number in own.exact
-            coded = (
-                own.attempt(number, x, 0.0) if exact else _within(own, number, x, start, self.near or start, low, high)
-            )
-            if coded is None:
-                continue
-            options = {number: coded}
-            if number not in own.exact and len(coded.payload) * _DEAR > x.nbytes:
-                options |= {i: own.attempt(i, x, 0.0) for i in own.exact}
-            best = min(options, key=lambda i: len(options[i].payload))
-            return own.finish(best, x, options[best])
+        high, start, low = math.inf, self.step, 0.0
+        if np.isfinite(x).all() and math.isinf(high := self.goal.most_noise(x)):
+            high = max(deviation(x), self.step)
+        if self.goal.snr_db is not None:
+            start, low = high * self.looseness, (1 - TOLERANCE) * high
+        if coded := _first_that_keeps(self._own, x, start, self.near or start, low, high):
+            return coded
         raise InputError(
             f"none of {', '.join(self.codecs)} codes this block as asked; add a lossless codec, such as nbmf-max, to the list"
         )

@@ -38,7 +38,8 @@ from ..uncertainty import Tracker, group_weights, learn_then_test, weighted_quan
 __all__ = ['quantiser_table', 'Spectra', 'read_excerpts', 'spectra', 'model_quality', 'model_band_loss', 'quality_features',
            'Point', 'measure_points', 'Regression', 'fit_regression', 'QualityModel', 'fit_quality', 'Estimate',
            'Prediction', 'released_model', 'predict_quality', 'safe_ratio', 'RiskChoice', 'block_failures',
-           'choose_step', 'vae_error_bounds', 'set_points', 'group_coverages', 'release', 'outcomes_of']
+           'choose_step', 'vae_error_bounds', 'set_points', 'group_coverages', 'coverage_note', 'release',
+           'outcomes_of']
 
 # %% ../../nbs/39c_neural.quality.ipynb #2f86d600
 _LOG_DEVIATIONS = np.linspace(-5.0, 12.0, 137)
@@ -263,9 +264,10 @@ class Regression:
     shares: Floats
 
     def predict(self, features: Sequence[float]) -> tuple[float, float]:
-        """Prediction and spread."""
-        z = np.concatenate([[1.0], (np.asarray(features) - self.mean) / self.scale])
-        return float(z @ self.weights), float(np.exp(np.clip(z @ self.spread, -6, 6)))
+        """Prediction, and its spread, which is not extrapolated: outside the training's range it is that of the nearest place inside."""
+        f = np.asarray(features)
+        z, inside = (np.append(1.0, (v - self.mean) / self.scale) for v in (f, np.clip(f, self.lowest, self.highest)))
+        return float(z @ self.weights), float(np.exp(np.clip(inside @ self.spread, -6, 6)))
 
     def threshold(self, level: float) -> float:
         """Half-width of an interval in spreads; infinite for more than there are groups for."""
@@ -365,13 +367,15 @@ class QualityModel:
             parts = {
                 k: Regression(**{n: np.array(v, np.float64) for n, v in r.items()}) for k, r in record["parts"].items()
             }
+            if parts.keys() != set(_TARGETS):
+                raise ValueError(f"parts: {', '.join(parts)}")
             return cls(str(record["codec"]), tuple(record["groups"]), parts, dict(record["about"]))
-        except (ValueError, KeyError, TypeError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise StreamError(f"{path.name} is no prediction of quality ({e!r}); make it again with fit_quality") from e
 
 
-def fit_quality(points: Sequence[Point], codec: str = FALLBACK[0], **about: Any) -> QualityModel:
-    """Fit both predictions to measured points."""
+def fit_quality(points: Sequence[Point], codec: str = FALLBACK[0], /, **about: Any) -> QualityModel:
+    """Fit both predictions to measured points; further JSON values go into the model's `about`."""
     parts = {}
     for target in _TARGETS:
         ok = [p for p in points if target in p.features and math.isfinite(p.outcome(target))]
@@ -420,6 +424,11 @@ def released_model() -> QualityModel:
     return QualityModel.load(RELEASED / "quality.json")
 
 
+def _power(logarithm: float) -> float:
+    """Ten to this power; infinite from where a float ends."""
+    return 10.0**logarithm if logarithm < 308 else math.inf
+
+# %% ../../nbs/39c_neural.quality.ipynb #60b29845
 def predict_quality(
     x: xr.DataArray | Spectra, ratio: float, *, level: float = 0.9, model: QualityModel | None = None
 ) -> Prediction:
@@ -452,7 +461,7 @@ def predict_quality(
     base = 10 * features["snr_db"][0]
     snr = Estimate(*(base + v for v in asdict(found["snr_db"]).values()))
     band = found.get("band_error")
-    error = None if band is None else Estimate(*(10 ** min(v, 3.0) for v in asdict(band).values()))
+    error = None if band is None else Estimate(_power(min(band.value, 3.0)), _power(min(band.lo, 3.0)), _power(band.hi))
     return Prediction(float(ratio), level, snr, error, all(model.parts[t].covers(f) for t, f in features.items()))
 
 # %% ../../nbs/39c_neural.quality.ipynb #bb86ceda
@@ -544,9 +553,9 @@ class RiskChoice:
 
 
 def _sample(x: xr.DataArray, length: int, n_blocks: int, seed: int) -> list[NDArray[Any]]:
-    """Blocks (time, channel), as `encode_recording` would cut them, drawn at random without replacement."""
+    """Blocks (time, channel), as `encode_recording` would cut them, the shorter last ones among them, drawn at random without replacement."""
     width, (n, channels) = group_size(x.shape[1]), x.shape
-    places = [(a, c) for a in range(0, n - length + 1, length) for c in range(0, channels, width)]
+    places = [(a, c) for a in range(0, n, length) for c in range(0, channels, width)]
     chosen = np.random.default_rng(seed).choice(len(places), min(n_blocks, len(places)), replace=False)
     return [x[a : a + length, c : c + width].values for a, c in (places[i] for i in chosen)]
 
@@ -584,9 +593,9 @@ def choose_step(
     x : DataArray
         The recording, lazy or loaded.
     limit : float
-        Band-power error, mean over channels, largest of the bands up to 45 Hz, as a share.
+        Band-power error, mean over channels, largest of the bands up to 45 Hz that a block holds, as a share.
     share, confidence : float
-        With this confidence, over the random draw, at most this share of the blocks is above the limit.
+        With this confidence, over the random draw, at most this share of all blocks is above the limit; the shorter last ones count, and are never above it where they hold no band.
     block_seconds : float
         Length of a block; 4 s or more hold all bands.
     n_blocks : int
@@ -610,7 +619,8 @@ def choose_step(
         raise InputError(
             f"{len(blocks)} blocks of {length / rate:.3g} s cannot certify a share of {share} with a confidence of {confidence}; draw more, or shorter ones of one second at least"
         )
-    spread = float(np.median([deviation(b) for b in blocks]))
+    pieces = [p[a : a + length] for p in read_excerpts(x) for a in range(0, len(p), length)]
+    spread = float(np.median([deviation(p) for p in pieces]))  # of the recording, not of what was drawn
     steps = (spread * np.geomspace(0.05, 4.0, 20)).tolist()
     failed, size = np.zeros((len(blocks), 0)), np.zeros((len(blocks), 0))
     for step in steps:  # the order of the tests is fixed, so those after the first failure need not be made
@@ -698,6 +708,23 @@ def group_coverages(points: Sequence[Point], model: QualityModel, level: float) 
                 out[target].setdefault(p.group, []).append(inside)
     return {t: {g: float(np.mean(v)) for g, v in groups.items()} for t, groups in out.items()}
 
+
+def coverage_note(points: Sequence[Point], model: QualityModel, level: float) -> dict[str, Any]:
+    """State coverages for a model's `about`: of groups that it has not seen, which is what the level is about, and apart from them of other recordings of groups that it has.
+
+    Returns
+    -------
+    dict
+        ``level``, and for each target ``new_groups`` and ``seen_groups``: coverage of each group; ``new_mean``: mean over the new ones, None if there is none.
+    """
+    note: dict[str, Any] = {"level": level}
+    for target, found in group_coverages(points, model, level).items():
+        new = {g: v for g, v in found.items() if g not in model.groups}
+        seen = {g: v for g, v in found.items() if g in model.groups}
+        mean = float(np.mean(list(new.values()))) if new else None
+        note[target] = {"new_mean": mean, "new_groups": new, "seen_groups": seen}
+    return note
+
 # %% ../../nbs/39c_neural.quality.ipynb #6da31baf
 def release(path: Path | None = None, *, level: float = 0.9) -> QualityModel:
     """Measure, fit, check on the validation recordings and write the prediction that comes with the package.
@@ -725,18 +752,19 @@ def release(path: Path | None = None, *, level: float = 0.9) -> QualityModel:
         "points": {"train": len(train), "validation": len(validation)},
     }
     model = fit_quality(train, **about)
-    model.about["validation_coverage"] = {"level": level} | group_coverages(validation, model, level)
+    model.about["validation_coverage"] = coverage_note(validation, model, level)
     model.save(path or RELEASED / "quality.json")
     return model
 
 
 def outcomes_of(points: Sequence[Point], model: QualityModel, level: float = 0.9) -> list[Mapping[str, Any]]:
-    """Flat rows, for tables: measured and predicted quality of each point, with the intervals."""
+    """Flat rows, for tables: measured and predicted quality of each point, with the intervals, and whether the model has seen its group; outcomes that are not finite are left out."""
     rows: list[Mapping[str, Any]] = []
     for p in points:
-        for target in p.features:
+        for target in [t for t in p.features if math.isfinite(p.outcome(t))]:
             middle, spread = model.parts[target].predict(p.features[target])
             half = model.parts[target].threshold(level) * spread
-            row = {"group": p.group, "ratio": p.ratio, "target": target, "outcome": p.outcome(target)}
+            row = {"group": p.group, "seen": p.group in model.groups, "ratio": p.ratio, "target": target}
+            row["outcome"] = p.outcome(target)
             rows.append(row | {"predicted": middle, "lo": middle - half, "hi": middle + half})
     return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import lzma
 import os
 import threading
 from decimal import Decimal
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load, save
 
 from nbmf_research.core import InputError, StreamError
 from nbmf_research.memory import codec as mc
@@ -151,7 +153,7 @@ def test_damage_is_noticed(codec: mc.MemoryCodec) -> None:
 
 def test_verification_falls_back_to_raw(base: Released, monkeypatch: pytest.MonkeyPatch) -> None:
     codec = mc.MemoryCodec(base)
-    monkeypatch.setattr(codec, "decode", lambda blob: "something else")
+    monkeypatch.setattr(codec, "_decoded", lambda blob: (b"something else", base.identity))
     assert parse(codec.encode("a text that would be coded well, by Friday")).tier == RAW
     assert parse(codec.encode("a text that would be coded well, by Friday", verify=False)).tier == MIXING
 
@@ -170,6 +172,89 @@ def test_threads_share_a_codec(codec: mc.MemoryCodec) -> None:
     for t in threads:
         t.join()
     assert all(f == expected for f in found.values()) and len(found) == 4
+
+
+def test_a_code_that_cannot_be_read_back_falls_back_to_raw(base: Released, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(blob: object) -> tuple[bytes, bytes]:
+        raise StreamError("no end")
+
+    codec = mc.MemoryCodec(base)
+    monkeypatch.setattr(codec, "_decoded", fails)
+    blob = codec.encode("a text that would be coded well, by Friday")
+    assert parse(blob).tier == RAW and codec.decode(blob) == "a text that would be coded well, by Friday"
+
+
+def test_two_codecs_of_one_model_in_two_threads(base: Released) -> None:
+    texts = [r.text for r in rc.synthetic_records(40, 3)]
+    expected = [mc.MemoryCodec(base).encode(t) for t in texts]
+    found: dict[int, list[tuple[bytes, object]]] = {}
+
+    def work(i: int, codec: mc.MemoryCodec) -> None:
+        some = texts if i else texts[::-1]
+        found[i] = [(b, codec.decode(b)) for b in (codec.encode(t, verify=False) for t in some)]
+
+    threads = [threading.Thread(target=work, args=(i, mc.MemoryCodec(base))) for i in range(2)]
+    for t in threads:
+        t.start()
+    made = mc.MemoryCodec(base)
+    made.fit(texts[:5])
+    for t in threads:
+        t.join()
+    pairs = list(zip(expected, texts, strict=True))
+    assert found[1] == pairs and found[0] == pairs[::-1]
+    alone = mc.MemoryCodec(base)
+    alone.fit(texts[:5])
+    assert [made.encode(t) for t in texts] == [alone.encode(t) for t in texts]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000 + "]" * 100_000, '{"a":' * 100_000])
+def test_deep_json(codec: mc.MemoryCodec, text: str) -> None:
+    deep = mc.frame(mc.Blob(RAW, 2, 0, 0, mc.checksum(text.encode(), RAW), text.encode()))
+    for blob in (deep, text, text.encode()):
+        with pytest.raises(StreamError):
+            codec.decode(blob)
+    assert not rc.is_json(text) and codec.decode(codec.encode(text)) == text
+    value: list[object] = []
+    for _ in range(100_000):
+        value = [value]
+    with pytest.raises(InputError, match="JSON value"):
+        codec.encode(value)
+
+
+def damaged(**changes: object) -> bytes:
+    arrays = load(mc.Delta(3, b"8 bytes.", (b"first", b"second")).pack())
+    return save(arrays | {k: np.asarray(v) for k, v in changes.items()})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"head": np.array([1, 64])},
+        {"head": np.array([1, 0])},
+        {"head": np.array([1.0, 2.5])},
+        {"head": np.array(1)},
+        {"sizes": np.array([12, -1], np.int32)},
+        {"sizes": np.array([2**31 - 1] * 3, np.int32)},
+        {"sizes": np.array([5, 7], np.int32)},
+        {"base": np.zeros(7, np.uint8)},
+        {"text": np.frombuffer(lzma.compress(bytes(1 << 24)), np.uint8)},
+        {"text": np.zeros(9, np.uint8)},
+    ],
+)
+def test_damaged_deltas_are_refused(changes: dict[str, object]) -> None:
+    assert mc.read_delta(damaged()).generation == 3
+    with pytest.raises(InputError, match="no delta"):
+        mc.read_delta(damaged(**changes))
+
+
+def test_a_hot_bomb_is_refused(base: Released, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("zstandard")
+    hot = mc.MemoryCodec(base, tier="hot")
+    blob = hot.encode(bytes(1 << 20))
+    assert len(blob) < 200 and hot.decode(blob) == bytes(1 << 20)
+    monkeypatch.setattr(mc, "_MOST", 1 << 19)
+    with pytest.raises(StreamError, match="more than"):
+        hot.decode(blob)
 
 
 @pytest.mark.parametrize(

@@ -90,3 +90,17 @@ def test_the_stubs_semantic_blobs(payload: object) -> None:
     assert fm.read_legacy(blob).payload == (text if isinstance(payload, str) else payload)
     with pytest.raises(StreamError):
         fm.read_legacy(blob | {"sig": "0"})
+
+
+def test_bombs_and_depth_in_the_stubs_blobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = zlib.compress(json.dumps("a" * 5000).encode(), 9)
+    fields = {"meta": {"fidelity": "lossless"}, "code": bomb.hex()}
+    assert fm.read_legacy(bomb).payload == "a" * 5000 == fm.read_legacy(fields).payload
+    monkeypatch.setattr(fm, "MAX_LEGACY", 4000)
+    deep = "[" * 100_000
+    for blob in (bomb, fields, bomb[:-3], zlib.compress(deep.encode()), deep, fields | {"code": bomb[:-3].hex()}):
+        with pytest.raises(StreamError):
+            fm.read_legacy(blob)
+    monkeypatch.undo()
+    with pytest.raises(StreamError):
+        fm.read_legacy(zlib.compress(deep.encode()))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import lzma
+import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,3 +140,86 @@ def test_a_guess_from_outside_moves_the_codes() -> None:
     model._keep()
     guessed = model.encode(data)
     assert guessed != bare and model.decode(guessed) == data
+
+
+def test_threads_share_a_mixer(model: mx.ContextMixer) -> None:
+    expected = [model.encode(r) for r in RECORDS]
+    found: dict[int, list[tuple[bytes, bytes]]] = {}
+
+    def work(i: int) -> None:
+        found[i] = [(c, model.decode(c)) for c in (model.encode(r) for r in RECORDS)]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert found[0] == found[1] == list(zip(expected, RECORDS, strict=True))
+
+
+def test_an_interrupted_call_is_put_back_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = primed()
+    expected = [model.encode(r) for r in RECORDS[:5]]
+    learnt = mx.adapted(model, RECORDS[:2]).encode(RECORDS[3])
+
+    def interrupted(self: mx.ContextMixer) -> None:
+        raise KeyboardInterrupt
+
+    def interrupt() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(mx.ContextMixer, "_restore", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                model.encode(RECORDS[9] * 20)
+
+    interrupt()
+    assert [model.encode(r) for r in RECORDS[:5]] == expected
+    interrupt()
+    assert [model.decode(c) for c in expected] == RECORDS[:5]
+    interrupt()
+    assert mx.adapted(model, RECORDS[:2]).encode(RECORDS[3]) == learnt
+
+
+@pytest.mark.parametrize("used", [[], [0, 0], [20], [-1]])
+def test_contexts_are_distinct_and_some(used: list[int]) -> None:
+    with pytest.raises(InputError):
+        mx.ContextMixer(8, used=used)
+
+
+def xz(array: Any) -> Any:
+    return np.frombuffer(lzma.compress(np.asarray(array).tobytes()), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: {"shape": np.append(a["shape"], 0)},
+        lambda a: {"shape": a["shape"][:4]},
+        lambda a: {"shape": a["shape"][:2]},
+        lambda a: {"shape": np.array(1)},
+        lambda a: {"shape": a["shape"] + 0.5},
+        lambda a: {"nodes": xz(np.full(15 * len(a["checks"]), 0x61, np.uint8))},
+        lambda a: {"nodes": xz(np.zeros(15, np.uint8))},
+        lambda a: {"nodes": a["nodes"][:-9]},
+        lambda a: {"ends": xz(np.full((768, 2), -20, np.int32))},
+        lambda a: {"ends": xz(np.tile(np.array([1, 2], np.int32), 768))},
+        lambda a: {"checks": a["checks"][:1]},
+        lambda a: {"checks": np.zeros_like(a["checks"])},
+        lambda a: {"maps": xz(np.zeros(1 << 24, np.uint8))},
+        lambda a: {"text": np.zeros(20, np.uint8)},
+    ],
+)
+def test_damaged_files_are_refused(model: mx.ContextMixer, change: Any) -> None:
+    arrays = mx.pack(model)
+    mx.unpack(arrays)
+    with pytest.raises(InputError, match="no model"):
+        mx.unpack(arrays | change(arrays))
+
+
+def test_codes_longer_than_their_records_fit(model: mx.ContextMixer) -> None:
+    rng = np.random.default_rng(1)
+    data = rng.integers(0, 256, 20_000, dtype=np.uint8).tobytes()
+    assert model.decode(model.encode(data)) == data
+    r, code = model.m.reg.copy(), np.zeros(2, np.uint8)
+    r[mx.LOW], r[mx.HIGH], r[mx.CODE_AT] = 0, 0xFFFFFFFF, 2
+    mx._code_bit(r, code, np.int64(1), 1)
+    assert not code.any() and r[mx.CODE_AT] > 2 and mx._finish(r, code) <= 2

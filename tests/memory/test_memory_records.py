@@ -136,3 +136,31 @@ def test_a_real_source_is_valid() -> None:
     found = rc.load_source("banking77")
     rc.validate(found)
     assert len(found) > 9000 and {r.domain for r in found} == {"financial"}
+
+
+def test_damaged_zst_and_deep_json(tmp_path: Path) -> None:
+    zstd = pytest.importorskip("zstandard")
+    whole = zstd.ZstdCompressor().compress(b"one\n\ntwo" * 500)
+    (tmp_path / "a.txt.zst").write_bytes(whole)
+    assert len(rc.read_records(tmp_path / "a.txt.zst")) > 2
+    for data in (whole[:-4], whole[:9], b"garbage", b""):
+        (tmp_path / "a.txt.zst").write_bytes(data)
+        with pytest.raises(InputError, match="cannot read"):
+            rc.read_records(tmp_path / "a.txt.zst")
+    for name in ("b.json", "b.jsonl"):
+        (tmp_path / name).write_text("[" * 100_000)
+        with pytest.raises(InputError, match="cannot read"):
+            rc.read_records(tmp_path / name)
+
+
+def test_database_with_odd_name(tmp_path: Path) -> None:
+    path = tmp_path / "a?mode=rwc#b%20.db"
+    with closing(sqlite3.connect(path)) as link, link:
+        link.execute("CREATE TABLE t (c TEXT)")
+        link.execute("INSERT INTO t VALUES ('some text')")
+    assert [r.text for r in rc.read_table(path, "t", "c")] == ["some text"]
+
+
+def test_no_share_alike_source_is_for_released_models() -> None:
+    licences = [s.licence.lower() for s in rc.sources().values() if s.role == "train"]
+    assert not any(word in licence for licence in licences for word in ("-sa", "sharing", "none", "no licence", "nc"))

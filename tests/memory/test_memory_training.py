@@ -59,16 +59,20 @@ def test_release_writes_a_card(
     records: dict[str, list[rc.Record]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zstd = pytest.importorskip("zstandard")
-    for name, domain in (("banking77", "financial"), ("tldr_pages", "technical")):
+    for name, domain in (("banking77", "financial"), ("tldr_pages", "technical"), ("loghub", "technical")):
         lines = [json.dumps({**vars(r), "source": name, "domain": domain}) for r in records[f"synthetic_{domain}"]]
         path = tmp_path / "text" / domain / f"{name}.jsonl.zst"
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(zstd.ZstdCompressor().compress("\n".join(lines).encode()))
     monkeypatch.setenv("NBMF_DATA_DIR", str(tmp_path))
-    path = tr.release(tmp_path, SMALL, held=["banking77"])
+    path = tr.release(tmp_path, SMALL, held=["loghub", "legalbench"])
     card = json.loads(path.with_suffix(".json").read_text())
     assert card["bytes"] == path.stat().st_size and set(card["training"]["data"]) == {"banking77", "tldr_pages"}
-    assert tr.read_model(path).identity.hex() == card["sha256"][:16]
+    assert [list(f) for f in card["figures"].values()] == [["loghub"]]
+    assert tr.read_model(path, card["sha256"]).identity.hex() == card["sha256"][:16]
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="card"):
+        patch.setattr(tr, "load_arrays", lambda data: pytest.fail("parsed before it was compared"))
+        tr.read_model(path, "0" * 64)
     monkeypatch.delenv("NBMF_DATA_DIR")
     with pytest.raises(InputError, match="NBMF_DATA_DIR"):
         tr.release(tmp_path)
@@ -80,6 +84,8 @@ def test_the_released_model_saw_no_test_and_no_study_source() -> None:
     card = find_weights(tr.RELEASED).card
     assert {rc.sources()[name].role for name in card["training"]["data"]} == {"train"}
     assert card["bytes"] <= 8_000_000
+    studied = {name for figures in card["figures"].values() for name in figures}
+    assert {rc.sources()[name].role for name in studied} == {"study"} and studied <= set(tr.HELD_OUT)
 
 
 @pytest.mark.real

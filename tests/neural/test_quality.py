@@ -103,6 +103,16 @@ def test_more_coverage_than_groups_allow_is_infinite(model: qu.QualityModel) -> 
     assert model.parts["snr_db"].threshold(0.99) == math.inf > model.parts["snr_db"].threshold(0.9)
     p = qu.predict_quality(noise(2000, 2), 10, level=0.99, model=model)
     assert (p.snr_db.lo, p.snr_db.hi) == (-math.inf, math.inf)
+    assert p.band_error is not None and (p.band_error.lo, p.band_error.hi) == (0, math.inf)
+    assert 0 < p.band_error.value < 1000
+
+
+def test_absurd_predictions_are_clipped_in_the_middle_only(model: qu.QualityModel) -> None:
+    part = model.parts["band_error"]
+    weights = np.append(9.0, 0 * part.weights[1:])
+    strange = replace(model, parts=model.parts | {"band_error": replace(part, weights=weights)})
+    p = qu.predict_quality(noise(2000, 2), 10, model=strange).band_error
+    assert p is not None and p.lo <= p.value == 1000 < 1e9 <= p.hi
 
 
 def test_prediction_and_safe_ratio_agree(model: qu.QualityModel) -> None:
@@ -117,8 +127,9 @@ def test_prediction_and_safe_ratio_agree(model: qu.QualityModel) -> None:
 
 
 def test_an_unfamiliar_recording_gets_a_smaller_ratio(model: qu.QualityModel) -> None:
-    narrow = {k: replace(r, lowest=r.highest + 9, highest=r.highest + 10) for k, r in model.parts.items()}
-    strange = replace(model, parts=narrow)
+    flat = {k: replace(r, spread=np.append(r.spread[0], 0 * r.spread[1:])) for k, r in model.parts.items()}
+    narrow = {k: replace(r, lowest=r.highest + 9, highest=r.highest + 10) for k, r in flat.items()}
+    model, strange = replace(model, parts=flat), replace(model, parts=narrow)
     x = noise(2000, 2, seed=78)
     usual, careful = (qu.safe_ratio(x, min_snr_db=1.0, model=m) for m in (model, strange))
     assert not careful.familiar and careful.ratio == pytest.approx(max(usual.ratio / 1.5, 4.0))
@@ -137,9 +148,11 @@ def test_a_model_comes_back_as_it_was_saved(model: qu.QualityModel, tmp_path: Pa
     again = qu.QualityModel.load(path)
     a, b = (qu.predict_quality(noise(2000, 2), 12, model=m) for m in (model, again))
     assert a.snr_db.hi == pytest.approx(b.snr_db.hi, rel=1e-3) and again.groups == model.groups
-    record = json.loads(path.read_text())
+    whole = path.read_text()
+    record = json.loads(whole)
+    others = [json.dumps(record | {"parts": v}) for v in ([], None, 3, {}, {"snr_db": 1})]
     del record["parts"]["snr_db"]["mean"]
-    for text in (json.dumps(record), path.read_text()[:100], "[]"):
+    for text in (json.dumps(record), whole[:100], "[]", *others):
         path.write_text(text)
         with pytest.raises(StreamError, match="no prediction"):
             qu.QualityModel.load(path)
@@ -157,6 +170,47 @@ def test_the_certified_step_keeps_its_share() -> None:
         wrong.append(failed.mean() > 0.2)
         assert choice.ratio > 1 and choice.failures <= 0.2 * choice.n_blocks and choice.n_blocks == 40
     assert sum(wrong) <= binom.ppf(1 - 1e-3, 6, 0.1)
+
+
+def test_the_ladder_of_steps_does_not_depend_on_the_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    loud = np.repeat(np.random.default_rng(1).choice([1.0, 9.0], 40), 250)[:, None]
+    rec = recording(np.rint(noise(10_000, 1).values * loud).astype(np.int16), 250.0)
+    tried: list[float] = []
+
+    def never(blocks, steps, *rest):
+        tried.extend(steps)
+        return np.zeros((len(blocks), 1)), np.ones((len(blocks), 1))
+
+    monkeypatch.setattr(qu, "block_failures", never)
+    for seed in range(3):
+        qu.choose_step(rec, share=0.3, block_seconds=1.0, n_blocks=10, seed=seed)
+    assert tried[:20] == tried[20:40] == tried[40:]
+
+
+def test_the_shorter_last_block_is_drawn_too() -> None:
+    rec = noise(1100, 3)
+    drawn = qu._sample(rec, 250, 99, 0)
+    assert sorted(map(len, drawn)) == [100, 250, 250, 250, 250] and sum(b.size for b in drawn) == rec.size
+
+
+def test_groups_of_the_training_are_reported_apart(model: qu.QualityModel) -> None:
+    known = made_points(3, 4)
+    new = [replace(p, group=f"new {p.group}") for p in made_points(4, 5)]
+    note = qu.coverage_note([*known, *new], model, 0.9)
+    for target, part in qu.group_coverages(new, model, 0.9).items():
+        assert note[target]["new_groups"] == part and note[target]["new_mean"] == np.mean(list(part.values()))
+        assert set(note[target]["seen_groups"]) == {"g0", "g1", "g2", "g3"}
+    assert qu.coverage_note(known, model, 0.9)["snr_db"]["new_mean"] is None
+    rows = qu.outcomes_of([known[0], new[0]], model)
+    assert [r["seen"] for r in rows] == [True, True, False, False]
+    again = qu.fit_quality(made_points(0), points=7)  # a word that release uses
+    assert again.about == {"points": 7}
+
+
+def test_outcomes_that_are_not_known_make_no_rows(model: qu.QualityModel) -> None:
+    p = replace(made_points(5, 1)[0], band_error=math.nan)
+    assert [r["target"] for r in qu.outcomes_of([p], model)] == ["snr_db"]
+    assert qu.group_coverages([p], model, 0.9)["band_error"] == {}
 
 
 def test_bounds_of_the_autoencoder_follow_the_truth() -> None:
