@@ -30,7 +30,7 @@ from nbmf_research.neural.adaptive import (
 )
 from .codec import Samples, register_codec
 from .contexts import Floats
-from .corrections import Bins, bins_of, correct, fit_taps, to_type
+from .corrections import Bins, bins_of, correct, cut, fit_taps, to_type, with_length
 from .lossless import Bounded
 from .weights import find_weights, weights_of
 
@@ -56,14 +56,6 @@ class BoundedSetting(Setting):
 
     ratio: int = 7
 
-
-def _cut(stream: bytes) -> tuple[bytes, bytes]:
-    """Split off what a length of four bytes announces."""
-    size = int.from_bytes(stream[:4], "little")
-    if len(stream) < 4 + size:
-        raise StreamError(f"{len(stream)} bytes where {4 + size} were announced: the stream is cut short or damaged")
-    return stream[4 : 4 + size], stream[4 + size :]
-
 # %% ../../nbs/39_neural.bounded.ipynb #ca1649ad
 TRANSFORM = 8  # first byte of a payload; the others are those of `neural.lossless`
 _HEAD = struct.Struct("<B4sdB4b")  # kind, model id, width of a bin, ratio, taps
@@ -82,7 +74,7 @@ def encode_layers(x: Samples, bins: Bins, s: BoundedSetting) -> bytes:
         rest -= _base(synthesise(part.c, len(rest), s.kind) + middle, step, bins)
         taps = fit_taps(rest, bins.width) if taps is None else taps
         data = correct(rest, bins, taps)
-        out += [part.side, part.data, len(data).to_bytes(4, "little"), data]
+        out += [part.side, part.data, with_length(data)]
     head = _HEAD.pack(
         TRANSFORM, find_weights("adaptive").model_id, bins.width, RATIOS[s.ratio], *np.asarray(taps).tolist()
     )
@@ -108,7 +100,7 @@ def decode_layers(payload: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) 
     out = np.empty(shape, dtype)
     for rows, group in parts(shape):
         y, rest = decode_part(rest, rows.stop - rows.start, group.stop - group.start, model)
-        data, rest = _cut(rest)
+        data, rest = cut(rest)
         added = np.zeros(y.shape)
         correct(added, bins, np.array(taps, np.int64), data)
         out[rows, group] = to_type(_base(y + means[group] / MEAN_PARTS, step, bins) + added, dtype)

@@ -19,7 +19,7 @@ from .lossless import Coder
 
 # %% auto #0
 __all__ = ['ONE', 'N_TAPS', 'TAP_PARTS', 'FADE', 'Odds', 'new_odds', 'level_of', 'code_index', 'code_rows', 'Bins', 'bins_of',
-           'fit_taps', 'correct', 'to_type', 'encode_corrections', 'decode_corrections']
+           'fit_taps', 'correct', 'to_type', 'with_length', 'cut', 'encode_corrections', 'decode_corrections']
 
 # %% ../../nbs/38f_neural.corrections.ipynb #3caa0254
 ONE = 1 << 16  # a rate of 1
@@ -231,6 +231,19 @@ def to_type(y: Samples, dtype: np.dtype[Any]) -> Samples:
     info = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
     y = np.clip(np.nan_to_num(y.astype(np.float64)), float(info.min), float(info.max))
     return (y if dtype.kind == "f" else np.rint(y)).astype(dtype)
+
+
+def with_length(data: bytes) -> bytes:
+    """Put a length of four bytes before data; `cut` takes it off again."""
+    return len(data).to_bytes(4, "little") + data
+
+
+def cut(stream: bytes) -> tuple[bytes, bytes]:
+    """Split off what a length of four bytes announces; `StreamError` if it is not all there."""
+    size = int.from_bytes(stream[:4], "little")
+    if len(stream) < 4 + size:
+        raise StreamError(f"{len(stream)} bytes where {4 + size} were announced: the stream is cut short or damaged")
+    return stream[4 : 4 + size], stream[4 + size :]
 
 
 def encode_corrections(x: Samples, y: Samples, bound: float) -> bytes:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,14 +18,14 @@ from numpy.typing import NDArray
 from ..coding.container import Block, Certificate, Stream
 from ..core import InputError, MissingDependencyError, NbmfError, StreamError
 from .codec import SampleCoder, Samples, codec_class, create_codec
-from .corrections import decode_corrections, encode_corrections, to_type
+from .corrections import cut, decode_corrections, encode_corrections, to_type, with_length
 from .features import band_power, usable_bands
 from .transform import SteppedCodec, sound_step
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'FALLBACK', 'sample_errors', 'band_errors', 'certify', 'band_code', 'band_bound', 'Goal', 'deviation',
-           'find_knob', 'Coded', 'Head', 'block_head', 'Chain', 'BlockReport', 'chain_names', 'block_reports',
-           'quality', 'stream_info', 'CertificateCheck', 'check_certificates']
+           'find_knob', 'Coded', 'Head', 'block_head', 'has_step', 'Chain', 'BlockReport', 'chain_names',
+           'block_reports', 'quality', 'stream_info', 'CertificateCheck', 'check_certificates']
 
 # %% ../../nbs/39b_neural.lossy.ipynb #f47bf115
 _SLACK = 1 + 1e-9
@@ -266,7 +265,10 @@ def block_head(payload: bytes) -> Head:
     return Head(payload[0] >> 4, bool(payload[0] & _CORRECTED), payload[1 : 1 + count])
 
 # %% ../../nbs/39b_neural.lossy.ipynb #71dd2807
-_LENGTH = struct.Struct("<I")
+def has_step(codec: str) -> bool:
+    """Whether a registered codec is lossy and takes a step, as those of a chain do."""
+    made = codec_class(codec)
+    return (made.kind, made.knob) == ("lossy", "step")
 
 
 class _Codecs:
@@ -278,7 +280,7 @@ class _Codecs:
         if not 1 <= len(names) <= _MOST_CODECS:
             raise InputError(f"a chain has 1 to {_MOST_CODECS} codecs, not {len(names)}")
         for name, made in zip(names, map(codec_class, names)):
-            if made.kind != "lossless" and (made.kind, made.knob) != ("lossy", "step"):
+            if made.kind != "lossless" and not has_step(name):
                 raise InputError(f"{name} can be in no chain: it is not lossless, and has no step")
             if why := made.missing():
                 raise MissingDependencyError(why)
@@ -314,7 +316,7 @@ class _Codecs:
         y = decode_corrections(layer, y)
         if sample_errors(x, y).max() > self.bound:
             raise NbmfError(f"corrections do not bring {self.names[number]} within {self.bound:g}")
-        return Coded(_LENGTH.pack(len(body)) + body + layer, y, step)
+        return Coded(with_length(body) + layer, y, step)
 
     def finish(self, number: int, x: Samples, coded: Coded) -> Coded:
         """Put the head before the payload."""
@@ -406,8 +408,7 @@ class Chain(SampleCoder):
         if head.number >= len(self.codecs):
             raise StreamError(f"the block names codec {head.number} of {len(self.codecs)}; it is damaged")
         if head.corrected:
-            size = _LENGTH.unpack_from(body)[0] if len(body) >= _LENGTH.size else len(body)
-            body, layer = body[_LENGTH.size : _LENGTH.size + size], body[_LENGTH.size + size :]
+            body, layer = cut(body)
         return decode_corrections(layer, self._own.restore(head.number, body, shape, dtype))
 
     def code(self, x: Samples) -> Coded:

@@ -45,6 +45,7 @@ from nbmf_research.neural.lossy import (
     certify,
     deviation,
     find_knob,
+    has_step,
     sample_errors,
     stream_info,
 )
@@ -61,7 +62,7 @@ from nbmf_research.neural.recordings import (
 
 # %% auto #0
 __all__ = ['COUNTS', 'BLOCK_VALUES', 'BLOCK_SAMPLES', 'GROUP_CHANNELS', 'SAVERS', 'RecordingBlock', 'parse_bound', 'BoundCheck',
-           'group_size', 'block_length', 'bounded_codec', 'has_step', 'lossy_chain', 'encode_recording', 'open_nbmf',
+           'group_size', 'block_length', 'bounded_codec', 'lossy_chain', 'encode_recording', 'open_nbmf',
            'decode_recording']
 
 # %% ../../nbs/35_neural.streams.ipynb #b1f8faf6
@@ -306,12 +307,6 @@ def _layout(
     return {"block_samples": step, "groups": groups}
 
 # %% ../../nbs/35_neural.streams.ipynb #fdad209a
-def has_step(codec: str) -> bool:
-    """Whether a registered codec is lossy and takes a step, as those of a chain do."""
-    made = codec_class(codec)
-    return (made.kind, made.knob) == ("lossy", "step")
-
-
 def lossy_chain(codec: str, goal: Goal, fallback: Sequence[str] | None = None) -> tuple[str, ...]:
     """Find the chain of codecs that a recording's blocks go through.
 
