@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
@@ -239,8 +240,9 @@ def reached_modules(
 
 
 def codecs_of(rows: Iterable[Mapping[str, Any]]) -> set[str]:
-    """Codecs of `neural.catalogue` that a record's rows name in their column ``codec``, alone or among other words."""
-    return {word for row in rows for word in str(row.get("codec", "")).split() if word in CATALOGUE}
+    """Codecs of `neural.catalogue` that a record's rows name in their column ``codec``, alone or among other words, but for rows with a note of why nothing was measured."""
+    measured = (str(row.get("codec", "")) for row in rows if not row.get("note"))
+    return {word for name in measured for word in name.split() if word in CATALOGUE}
 
 
 _WRITES = re.compile(r"(?:(\w+) *= *)?run\.write\(")
@@ -251,6 +253,75 @@ def _parts(path: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
     cells = [_source(cell) for cell in _code_cells(_load(path))]
     last = max((i for i, cell in enumerate(cells) if _WRITES.search(cell)), default=len(cells) - 1)
     return cells[: last + 1], cells[last + 1 :]
+
+
+def _is_field(node: ast.stmt) -> bool:
+    return isinstance(node, ast.AnnAssign) and "ClassVar" not in ast.dump(node.annotation)
+
+
+class _Meaning(ast.NodeTransformer):
+    """Takes out of parsed code what changes no number: docstrings, annotations, the order of definitions, settings of other profiles."""
+
+    def __init__(self, profile: str) -> None:
+        self.profile = profile
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        return None if isinstance(node.value, ast.Constant) else self.generic_visit(node)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
+        return None if (node.module or "").split(".")[-1] in _NO_NUMBER else node
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST | None:
+        listed = isinstance(node.targets[0], ast.Name) and node.targets[0].id == "__all__"
+        return None if listed else self.generic_visit(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        return self.visit_Assign(ast.Assign([node.target], node.value)) if node.value else None
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        return ast.arg(node.arg)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        fields = [s for s in node.body if _is_field(s)]
+        node.body = [s for s in node.body if not _is_field(s)]
+        self.generic_visit(node)
+        node.body = [*fields, *sorted(node.body, key=_name)]
+        return node
+
+    def visit_Module(self, node: ast.Module) -> ast.AST:
+        self.generic_visit(node)
+        node.body.sort(key=_name)
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        names = {k.arg for k in node.keywords}
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "pick" and names and names <= set(PROFILES):
+            chosen = self.profile if self.profile in names else "cpu"
+            node.keywords = [k for k in node.keywords if k.arg == chosen]
+        return self.generic_visit(node)
+
+# %% ../nbs/64_bench.ipynb #c9fb94e1
+def _name(node: ast.stmt) -> str:
+    """The name of a definition, for sorting; other statements come first, in their own order."""
+    return node.name if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) else ""
+
+
+def _flat(node: object) -> object:
+    """Parsed code as nested tuples; fields that are empty are left out, as older and newer versions of Python have different ones."""
+    if isinstance(node, ast.AST):
+        parts = ((name, _flat(getattr(node, name, None))) for name in node._fields if name not in ("kind", "ctx"))
+        return (type(node).__name__, *(part for part in parts if part[1] not in (None, ())))
+    return tuple(map(_flat, node)) if isinstance(node, list) else node
+
+
+@lru_cache(maxsize=256)
+def _meaning(code: str | bytes, profile: str) -> bytes:
+    """What in a module's or a cell's code can change a number in a run with this profile."""
+    return repr(_flat(_Meaning(profile).visit(ast.parse(code)))).encode()
 
 
 class Snapshot(NamedTuple):
@@ -267,13 +338,13 @@ class Snapshot(NamedTuple):
     cells: list[str]
     modules: dict[str, bytes]
 
-    def hash(self, rows: Iterable[Mapping[str, Any]]) -> str:
-        """SHA-256, 64 hex digits, of the cells, the modules that they reach, and those of the codecs in the rows that were measured."""
+    def hash(self, rows: Iterable[Mapping[str, Any]] = (), profile: str = "smoke") -> str:
+        """SHA-256, 64 hex digits, of what the cells mean in a profile, and the modules that they reach and those of the codecs measured in the rows."""
         digest = hashlib.sha256()
         for cell in self.cells:
-            digest.update(cell.encode() + b"\0")
+            digest.update(_meaning(cell, profile) + b"\0")
         for name, source in reached_modules("\n".join(self.cells), codecs_of(rows), self.modules).items():
-            digest.update(name.encode() + b"\0" + source + b"\0")
+            digest.update(name.encode() + b"\0" + _meaning(source, profile) + b"\0")
         return digest.hexdigest()
 
 
@@ -282,7 +353,7 @@ def snapshot(path: str | os.PathLike[str]) -> Snapshot:
     return Snapshot(_parts(path)[0], package_sources())
 
 
-def source_hash(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]] = ()) -> str:
+def source_hash(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]] = (), profile: str = "smoke") -> str:
     """Hash what a record depends on.
 
     Parameters
@@ -291,13 +362,15 @@ def source_hash(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]] 
         The template.
     rows : sequence of dict
         The record's rows, for the codecs in them.
+    profile : str
+        The record's profile.
 
     Returns
     -------
     str
-        See `Snapshot.hash`. Markdown cells, outputs, cells below ``run.write``, modules out of reach and codecs that were not measured do not enter.
+        See `Snapshot.hash`. Markdown cells, outputs, cells below ``run.write``, docstrings, annotations, the order of definitions, other profiles' settings, modules out of reach and codecs that were not measured do not enter.
     """
-    return snapshot(path).hash(rows)
+    return snapshot(path).hash(rows, profile)
 
 
 def drawing_hash(path: str | os.PathLike[str]) -> str:
@@ -490,7 +563,7 @@ def _write(run: Run, rows: list[Row], data: dict[str, Any]) -> Results:
         data=data,
         machine=stamp["machine"],
         versions=stamp["versions"],
-        source_hash=source_hash(run.template, rows),
+        source_hash=source_hash(run.template, rows, run.profile),
         command=_command(run, real=not data["simulated"]),
         rows=rows,
     )
@@ -746,7 +819,11 @@ def _checked(job: _Job, before: Snapshot) -> Results:
         _fail(job, f"its results do not echo the parameter {wrong[0]}: {asked!r} was asked for, {used!r} is recorded")
     if (results.benchmark, results.profile) != (job.name, job.profile):
         _fail(job, f"its results call themselves {results.benchmark} ({results.profile})")
-    if not results.source_hash == before.hash(results.rows) == source_hash(job.benchmark.path, results.rows):
+    if (
+        not results.source_hash
+        == before.hash(results.rows, results.profile)
+        == source_hash(job.benchmark.path, results.rows, results.profile)
+    ):
         _fail(job, "the template or the package changed while it ran; run it again")
     return results
 
@@ -948,7 +1025,7 @@ def stale(name: str, profile: str) -> str | None:
     if not (notebook.is_file() and record.is_file()):
         return "it was never run"
     results = read_results(record)
-    if results.source_hash != source_hash(found.path, results.rows):
+    if results.source_hash != source_hash(found.path, results.rows, results.profile):
         return "the template or the package has changed since"
     if any(results.parameters.get(k) != v for k, v in found.parameters.items() if k not in ("profile", "out")):
         return "it was run with other parameters than the template's"
@@ -1040,7 +1117,7 @@ def _measured(found: Benchmark, profile: str) -> Results:
     if not (notebook.is_file() and record.is_file()):
         raise InputError(f"{found.name} was never run: nbmf bench run {found.name} --profile {profile}")
     results = read_results(record)
-    if results.source_hash != source_hash(found.path, results.rows):
+    if results.source_hash != source_hash(found.path, results.rows, results.profile):
         raise InputError(
             f"{found.name} ({profile}) cannot be redrawn: the code that measures has changed since, so its numbers are not of this code; run it again"
         )

@@ -18,12 +18,13 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 # %% auto #0
-__all__ = ['PALETTE', 'MARKERS', 'HATCHES', 'GREY', 'KNOWN', 'use_style', 'colour', 'marker', 'rd_curves', 'rate_axis',
-           'ratio_axis', 'bars', 'traces', 'caption']
+__all__ = ['PALETTE', 'MARKERS', 'DASHES', 'HATCHES', 'GREY', 'KNOWN', 'use_style', 'colour', 'marker', 'dash', 'rd_curves',
+           'rate_axis', 'ratio_axis', 'bars', 'traces', 'caption']
 
 # %% ../nbs/02_plots.ipynb #60cd9827
 PALETTE: tuple[str, ...] = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B3A800")
 MARKERS: tuple[str, ...] = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES: tuple[str, ...] = ("-", "--", ":", "-.")
 HATCHES: tuple[str, ...] = ("", "///", "...")
 GREY = "#8A8A8A"
 KNOWN: tuple[str, ...] = (
@@ -87,6 +88,11 @@ def marker(name: str, names: Iterable[str] = ()) -> str:
     i = _place(name, names) or 0
     return MARKERS[(i + i // len(PALETTE)) % len(MARKERS)]
 
+
+def dash(name: str, names: Iterable[str] = ()) -> str:
+    """Line style of a codec or model: names of one colour differ in it, so that lines can be told apart where markers are small."""
+    return DASHES[(_place(name, names) or 0) // len(PALETTE) % len(DASHES)]
+
 # %% ../nbs/02_plots.ipynb #de72158d
 def rd_curves(
     rows: pd.DataFrame,
@@ -119,9 +125,13 @@ def rd_curves(
     for name in names:
         line = rows[rows[by] == name].sort_values(x)
         c = colour(name, names)
-        dashed = name == "bound"
         ax.plot(
-            line[x], line[y], "--" if dashed else "-", marker="" if dashed else marker(name, names), color=c, label=name
+            line[x],
+            line[y],
+            dash(name, names),
+            marker="" if name == "bound" else marker(name, names),
+            color=c,
+            label=name,
         )
         if {f"{y}_lo", f"{y}_hi"} <= set(line.columns):
             ax.fill_between(

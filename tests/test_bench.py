@@ -211,6 +211,34 @@ def test_source_hash_sees_code_and_package_but_not_prose(clone: Path, monkeypatc
     assert bench.source_hash(path) == before
 
 
+MEANING = "class A:\n    size: int = 3\n\n    def f(self, x):\n        return x\n\ndef g(x):\n    return run.pick(smoke=1, cpu=x)\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("def f(self, x):", "def f(self, x: int) -> int:\n        'Return it.'", True),
+        ("    return run", "    # why\n    return run", True),
+        ("smoke=1", "smoke=2", True),
+        ("    def f", "    kind: ClassVar[str] = 'a'\n    def f", False),
+        ("cpu=x", "cpu=-x", False),
+        ("size: int = 3", "size = 3", False),
+        ("return x\n", "return 'x'\n", False),
+    ],
+)
+def test_a_source_is_what_its_code_means(old: str, new: str, same: bool) -> None:
+    first, second = (bench.Snapshot([code], {}) for code in (MEANING, MEANING.replace(old, new)))
+    assert old in MEANING and (first.hash(profile="cpu") == second.hash(profile="cpu")) is same
+
+
+def test_the_place_of_a_definition_does_not_count_but_that_of_a_statement_does() -> None:
+    hashes = [
+        bench.Snapshot([code], {}).hash()
+        for code in ("def a(): 1\ndef b(): 2 + x", "def b(): 2 + x\ndef a(): 0", "x = 1\nx = 2", "x = 2\nx = 1")
+    ]
+    assert hashes[0] == hashes[1] and len(set(hashes)) == 3
+
+
 # ---- the template's side
 
 

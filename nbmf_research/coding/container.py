@@ -1760,13 +1760,6 @@ class _Opened:
         """Bytes fetched so far."""
         return self._blocks.source.bytes_read
 
-    def blocks(self) -> Iterator[tuple[Block, bytes, NDArray[np.intp]]]:
-        """Read the head, the stored bytes and the channel numbers of each block, in the order of the file; none is decoded. `StreamError` at one that is damaged."""
-        parts = self._blocks
-        for row in range(len(parts.table.n)):
-            block, body = _load(parts.source, parts.opening.seed, parts.table, row)
-            yield block, body, parts.opening.layout.groups[block.group]
-
     def close(self) -> None:
         """Close the file, if it was opened here."""
         self._blocks.source.close()
@@ -1781,14 +1774,8 @@ class _Opened:
 class Stream(_Opened):
     """An open stream; made by `open_stream`. It is a `Reader` of `neural.recordings`: ``recording(stream, ...)`` is lazy.
 
-    Attributes
-    ----------
-    metadata, dtype, n_time, n_channels
-        What the header and the index say.
-    gaps : list of (int, float)
-        First sample after each gap, and seconds missing (0: unknown), of the header and of the blocks.
-    notes : tuple of str
-        What had to be recovered; empty for a sound stream.
+    `metadata`, `dtype`, `n_time` and `n_channels` are as header and index say; `gaps` lists the first sample after each gap and the seconds missing (0: unknown), of the header and of the blocks; `notes` says what had to be recovered
+    (empty for a sound stream).
     """
 
     def verify(self) -> Report:
@@ -1798,6 +1785,13 @@ class Stream(_Opened):
     def info(self, *, blocks: bool = False) -> dict[str, Any]:
         """Describe the stream as plain JSON values; with `blocks`, also each block (their heads are fetched)."""
         return _info(self._blocks, self.notes, blocks)
+
+    def blocks(self) -> Iterator[tuple[Block, bytes, NDArray[np.intp]]]:
+        """Read each block's head, stored bytes and channel numbers in the order of the file, undecoded; `StreamError` at a damaged one."""
+        parts = self._blocks
+        for row in range(len(parts.table.n)):
+            block, body = _load(parts.source, parts.opening.seed, parts.table, row)
+            yield block, body, parts.opening.layout.groups[block.group]
 
     def read(
         self,
