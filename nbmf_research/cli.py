@@ -25,8 +25,8 @@ __all__ = ['Profile', 'LATTICE_BYTES', 'SPIKES', 'SPIKE_SECONDS', 'SPIKE_VALUES'
            'Command', 'Tree', 'COMMANDS', 'GROUPS', 'FREE', 'OPEN', 'KNOWN', 'bench_list', 'bench_run', 'bench_report',
            'bench_site', 'bench_redraw', 'bench_readme', 'models_list', 'models_card', 'data_list', 'data_get', 'info',
            'encode', 'decode', 'verify', 'spikes', 'train', 'pack_blobs', 'unpack_blobs', 'memory_encode',
-           'memory_decode', 'memory_fit', 'memory_collect', 'memory_stats', 'memory_train', 'memory_validate',
-           'docstring_help', 'add_command', 'build_parser', 'split_parameters', 'explain', 'main']
+           'memory_decode', 'memory_fit', 'memory_collect', 'memory_stats', 'memory_migrate', 'memory_train',
+           'memory_validate', 'docstring_help', 'add_command', 'build_parser', 'split_parameters', 'explain', 'main']
 
 # %% ../nbs/69_cli.ipynb #6e648aed
 Profile: TypeAlias = Literal["smoke", "cpu", "gpu"]
@@ -1080,21 +1080,131 @@ def _read_files(source: str, domain: str, name: str) -> list[Any]:
 
 # %% ../nbs/69_cli.ipynb #491643d6
 def memory_stats(source: str, *, json: bool = False) -> None:
-    """Count the records of a file by domain and source: how many, how many are JSON, groups, bytes, and the 5th, 50th and 95th percentile of their bytes.
+    """Count the records of a file by domain and source: how many, how many are JSON, groups, bytes, and the 5th, 50th and 95th percentile of their bytes; or those of a store by level.
 
     Parameters
     ----------
     source : str
-        Records; see nbmf memory encode.
+        Records (see nbmf memory encode), or the database of a MemoryStore: its SQLite file or a SQLAlchemy URL. Of a store the bytes of the records and of their blobs are told, and no model is needed.
     json : bool
         Print JSON instead of a table.
     """
     from nbmf_research.memory.records import statistics
 
-    rows = statistics(_records(source))
-    print(
-        jsonlib.dumps(rows, indent=1) if json else _table(tuple(rows[0]), [[str(v) for v in r.values()] for r in rows])
-    )
+    rows = _store_sizes(source) if _is_database(source) else statistics(_records(source))
+    text = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    print(jsonlib.dumps(rows, indent=1) if json else _table(tuple(rows[0]), text))
+
+
+def _is_database(source: str) -> bool:
+    """Whether this is a SQLite file or the URL of a database."""
+    from pathlib import Path
+
+    if "://" in source:
+        return True
+    path = Path(source)
+    if not path.is_file():
+        return False
+    with path.open("rb") as f:
+        return f.read(16) == b"SQLite format 3\0"
+
+
+def _store_sizes(source: str) -> list[dict[str, Any]]:
+    import sqlalchemy as sa
+
+    from nbmf_research.core import InputError
+    from nbmf_research.memory.store import RECORDS, open_engine, sizes
+
+    engine = open_engine(source)
+    try:
+        rows = sizes(engine) if sa.inspect(engine).has_table(RECORDS.name) else []
+    except sa.exc.SQLAlchemyError as e:
+        raise InputError(f"the database {source} does not answer: {str(e).splitlines()[0]}") from e
+    finally:
+        engine.dispose()
+    if not rows:
+        raise InputError(f"{source} holds no store with records; nbmf memory collect reads a column of any table")
+    return rows
+
+# %% ../nbs/69_cli.ipynb #2e821e4d
+def memory_migrate(
+    database: str,
+    *,
+    table: str = "",
+    column: str = "",
+    key: str = "id",
+    undo: bool = False,
+    forget: bool = False,
+    tier: Tier = "fast",
+    model: str = "",
+    delta: str = "",
+) -> None:
+    """Turn the texts and the old stub's blobs of a column into blobs, in place, verified, and undoable; a run that was broken off goes on where it was.
+
+    Parameters
+    ----------
+    database : str
+        A SQLite file, or a SQLAlchemy URL.
+    table : str
+        The table.
+    column : str
+        Its column with the texts; applications read it through CompressedText from now on, which reads old rows too.
+    key : str
+        A column with a unique value for each row.
+    undo : bool
+        Go back: each row as it was, byte for byte; rows written since as plain text.
+    forget : bool
+        Delete the old values that undo needs, and give their space back.
+    tier : str
+        See nbmf memory encode.
+    model : str
+        A model file of nbmf memory train; the released model if left out.
+    delta : str
+        Delta files, oldest first, with commas between; the last one is used.
+    """
+    from tqdm import tqdm
+
+    from nbmf_research.core import InputError, NbmfError
+    from nbmf_research.memory.migration import Migration
+    from nbmf_research.memory.store import open_engine
+
+    if not (table and column) or (undo and forget):
+        raise InputError("name the column with --table and --column, and at most one of --undo and --forget")
+    if not _is_database(database):
+        raise InputError(f"{database} is no SQLite file and no URL of a database")
+    engine = open_engine(database)
+    move = Migration(engine, table, column, key, _memory_codec(model, delta, tier)[0])
+    with tqdm(desc="migrate", total=(1 if undo or forget else 2) * move.count(), unit=" rows", disable=None) as bar:
+        if forget:
+            _forgotten(move)
+        elif undo:
+            print(f"{move.name}: {_tally(move.undo(bar.update))}")
+        else:
+            report = move.run(bar.update)
+            wrong = move.check(bar.update)
+            print(f"{move.name}: {_tally(report)}")
+            if wrong:
+                raise NbmfError(
+                    f"{_count(len(wrong), 'row')} did not come back exactly, the first with key {wrong[0]!r}; use --undo. Please report this"
+                )
+    engine.dispose()
+
+# %% ../nbs/69_cli.ipynb #2169141f
+def _tally(report: Mapping[str, int]) -> str:
+    """A report in words."""
+    raw, stored = report.get("bytes", 0), report.get("stored", 0)
+    words = [f"{n} {what}" for what, n in report.items() if what not in ("bytes", "stored")]
+    return ", ".join(words or ["nothing to do"]) + (f"; {_shrunk(raw, stored)}" if stored else "")
+
+
+def _forgotten(move: Any) -> None:
+    """Delete the way back, and give its space to the disk."""
+    import sqlalchemy as sa
+
+    move.forget()
+    with move.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as link:
+        link.execute(sa.text("VACUUM")).close()
+    print(f"{move.name}: the old values are deleted")
 
 # %% ../nbs/69_cli.ipynb #cbd6e9c1
 def _training(settings: str) -> Any:
@@ -1273,6 +1383,7 @@ COMMANDS: Tree = {
         "stats": memory_stats,
         "train": memory_train,
         "validate": memory_validate,
+        "migrate": memory_migrate,
     },
 }
 GROUPS = {

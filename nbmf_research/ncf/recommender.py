@@ -188,7 +188,7 @@ def new_histories(
 
 # %% ../../nbs/51b_ncf.recommender.ipynb #a97eea9d
 RECOMMENDERS: Registry[Recommender] = Registry("recommender")
-RECOMMENDER_MODULES = ("nbmf_research.ncf.linear",)
+RECOMMENDER_MODULES = ("nbmf_research.ncf.linear", "nbmf_research.ncf.models", "nbmf_research.ncf.attention")
 
 
 def register_recommender(name: str) -> Callable[[type[Recommender]], type[Recommender]]:

@@ -29,6 +29,7 @@ CODEC_MODULES: dict[str, dict[Kind, tuple[str, ...]]] = {
         "bounded": ("nbmf-bounded",),
     },
     "nbmf_research.neural.adaptive": {"lossy": ("adaptive",)},
+    "nbmf_research.neural.spatial": {"lossy": ("spatial",)},
     "nbmf_research.neural.autoencoder": {"lossy": ("autoencoder",)},
     "nbmf_research.neural.lstm": {"lossy": ("lstm",)},
     "nbmf_research.neural.transformer": {"lossy": ("transformer",)},

@@ -19,7 +19,8 @@ from safetensors.numpy import load, save
 from nbmf_research.core import InputError, StreamError
 from nbmf_research.memory import codec as mc
 from nbmf_research.memory import records as rc
-from nbmf_research.memory.format import MIXING, RAW, ZSTD, parse
+from nbmf_research.memory.format import GUIDED, MIXING, RAW, ZSTD, parse
+from nbmf_research.memory.lm import ReleasedGuide, released_guide
 from nbmf_research.memory.training import Released, Training, read_model, train_model
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -37,6 +38,18 @@ def base() -> Released:
 @pytest.fixture(scope="module")
 def codec(base: Released) -> mc.MemoryCodec:
     return mc.MemoryCodec(base)
+
+
+ENGLISH = (
+    "Hi Ana, thanks for the quick answer. Could we meet on Thursday to talk about the contract?",
+    "The company shall not be liable for any damage that results from the use of its services.",
+    "I would like to know whether my card has been sent, because it has not arrived yet.",
+)
+
+
+@pytest.fixture(scope="module")
+def network() -> ReleasedGuide:
+    return released_guide()
 
 
 json_values = st.recursive(
@@ -134,6 +147,75 @@ def test_generations(base: Released, tmp_path: Path) -> None:
     assert noticed == len(new)
     with pytest.raises(InputError, match="taken"):
         codec.add(codec.delta(1))
+
+
+def test_max_tier(base: Released, network: ReleasedGuide) -> None:
+    codec, best = mc.MemoryCodec(base), mc.MemoryCodec(base, "max", guide=network)
+    texts = [*ENGLISH, *(r.text for r in rc.synthetic_records(6, 99)), "", "x", "zq 7#", "\u6771"]
+    blobs = [best.encode(t) for t in texts]
+    assert {parse(b).tier for b in blobs[:3]} == {GUIDED}
+    assert all(len(b) <= len(codec.encode(t)) for b, t in zip(blobs, texts, strict=True))
+    reader = mc.MemoryCodec(base, guide=network)
+    assert [reader.decode(b) for b in blobs] == [best.decode(b) for b in blobs] == texts
+    assert [reader.encode(t) for t in texts] == [codec.encode(t) for t in texts]
+    assert best.fit(texts[:8]) == 1 and [best.decode(best.encode(t)) for t in texts] == texts
+    again = mc.MemoryCodec(base, "max", [best.delta()], guide=network)
+    assert [again.encode(t) for t in texts] == [best.encode(t) for t in texts]
+    assert [again.decode(b) for b in blobs] == texts
+    noise = np.random.default_rng(1).bytes(300)
+    assert len(best.encode(noise)) <= 302 and best.decode(best.encode(noise)) == noise
+
+
+def test_max_needs_the_language_model_that_wrote(
+    base: Released, network: ReleasedGuide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = mc.MemoryCodec(base, "max", guide=network)
+    blobs = [best.encode(t) for t in ENGLISH]
+    other = mc.MemoryCodec(base, guide=ReleasedGuide(network.network, network.own, b"another."))
+    guided = [b for b in blobs if parse(b).tier == GUIDED]
+    for blob in guided:
+        with pytest.raises(StreamError, match="checksum"):
+            other.decode(blob)
+
+    def missing() -> ReleasedGuide:
+        raise InputError("no language model is here")
+
+    monkeypatch.setattr(mc, "released_guide", missing)
+    with pytest.raises(StreamError, match="no language model"):
+        mc.MemoryCodec(base).decode(guided[0])
+    with pytest.raises(InputError):
+        mc.MemoryCodec(base, "max")
+
+
+WORDS = (
+    *("um,", "the  pump", "isn’t", "running!!", "“wait   here”", "`a  =  1`", "Ana", "14:05", "not", "—", "\n\n\n"),
+    *("\u2026", "you know,", "'so  it goes'", "well,,", "no…", "x_y", "\t", "   indented", '"', "I mean,", "\u00a0"),
+    *("\u3000b", "don't"),
+)
+words = st.sampled_from(WORDS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.lists(words, max_size=12).map(" ".join) | st.text(max_size=60))
+def test_plain_text_keeps_the_facts(codec: mc.MemoryCodec, text: str) -> None:
+    short = mc.plain(text)
+    assert (
+        mc.facts(short) == mc.facts(text) and len(short) <= len(text) + 3 * text.count("\u2026") + text.count("—") * 2
+    )
+    assert codec.decode(codec.encode(text, fidelity="semantic")) == text
+    assert codec.decode(codec.encode(text, "semantic", prose=True)) == (text if rc.is_json(text) else short)
+
+
+def test_prose_touches_nothing_else(base: Released, codec: mc.MemoryCodec) -> None:
+    doubtful = mc.MemoryCodec(base, likeness=lambda a, b: 0.0)
+    assert doubtful.decode(doubtful.encode("all  new", "semantic", prose=True)) == "all  new"
+    with pytest.raises(InputError, match="semantic"):
+        codec.encode("a  b", prose=True)
+    for value in ({"a": "b  c"}, b"a  b", ["um, so"]):
+        assert codec.decode(codec.encode(value, "semantic", prose=True)) == value
+    assert json.loads(codec.decode(codec.encode('{"a": "b  c"}', "semantic", prose=True))) == {"a": "b  c"}
+    code = "run:\n    x  =  1\n\treturn  x"
+    assert mc.plain(code) == code
 
 
 def test_damage_is_noticed(codec: mc.MemoryCodec) -> None:

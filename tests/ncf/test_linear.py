@@ -33,6 +33,9 @@ TRAIN = SPLIT.train
 def small(name: str) -> r.Recommender:
     if name == "blend":
         return m.Blend((m.NextItem(), m.EASE(l2=50), m.IALS(dim=4, epochs=2)), (1.0, 0.5, 0.25))
+    if name in ("gmf", "mlp", "neumf", "attention"):
+        network = {"dim": 8, "hidden": (16, 8), "users": 64, "items": 0, "rate": 0.01, "start": "svd"}
+        return r.load_recommenders().create(name, epochs=20, patience=0, **network)
     return m.IALS(dim=8, epochs=4) if name == "ials" else r.load_recommenders().create(name)
 
 
