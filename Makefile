@@ -16,7 +16,7 @@ $(READY): settings.ini setup.py pyproject.toml constraints.txt
 	@echo "== building $(VENV) (pinned by constraints.txt, a few minutes the first time)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nbmf_research needs Python 3.11 or newer, this is " + sys.version.split()[0])'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[zarr,train,bench,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[zarr,train,memory,bench,dev]'
 	@touch $@
 
 report: $(READY)  ## run the benchmarks (smoke profile unless PROFILE=cpu|gpu) and build the site

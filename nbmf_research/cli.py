@@ -22,11 +22,12 @@ from . import __version__
 
 # %% auto #0
 __all__ = ['Profile', 'LATTICE_BYTES', 'SPIKES', 'SPIKE_SECONDS', 'SPIKE_VALUES', 'BLOBS', 'Tier', 'Fidelity', 'Domain', 'NAMES',
-           'Command', 'Tree', 'COMMANDS', 'GROUPS', 'FREE', 'OPEN', 'KNOWN', 'bench_list', 'bench_run', 'bench_report',
-           'bench_site', 'bench_redraw', 'bench_readme', 'models_list', 'models_card', 'data_list', 'data_get', 'info',
-           'encode', 'decode', 'verify', 'spikes', 'train', 'pack_blobs', 'unpack_blobs', 'memory_encode',
-           'memory_decode', 'memory_fit', 'memory_collect', 'memory_stats', 'memory_migrate', 'memory_train',
-           'memory_validate', 'docstring_help', 'add_command', 'build_parser', 'split_parameters', 'explain', 'main']
+           'FIGURES', 'Command', 'Tree', 'COMMANDS', 'GROUPS', 'FREE', 'OPEN', 'KNOWN', 'bench_list', 'bench_run',
+           'bench_report', 'bench_site', 'bench_redraw', 'bench_readme', 'models_list', 'models_card', 'data_list',
+           'data_get', 'info', 'encode', 'decode', 'verify', 'spikes', 'train', 'pack_blobs', 'unpack_blobs',
+           'memory_encode', 'memory_decode', 'memory_fit', 'memory_collect', 'memory_stats', 'memory_migrate',
+           'memory_train', 'memory_validate', 'ncf_prepare', 'ncf_train', 'ncf_evaluate', 'ncf_recommend',
+           'docstring_help', 'add_command', 'build_parser', 'split_parameters', 'explain', 'main']
 
 # %% ../nbs/69_cli.ipynb #6e648aed
 Profile: TypeAlias = Literal["smoke", "cpu", "gpu"]
@@ -756,7 +757,7 @@ def unpack_blobs(data: bytes) -> tuple[bytes, list[bytes]]:
     return chunks[0], chunks[1:]
 
 # %% ../nbs/69_cli.ipynb #86de447f
-Tier: TypeAlias = Literal["fast", "hot"]
+Tier: TypeAlias = Literal["fast", "hot", "max"]
 Fidelity: TypeAlias = Literal["lossless", "semantic"]
 Domain: TypeAlias = Literal["general", "financial", "legal", "technical"]
 
@@ -824,6 +825,7 @@ def memory_encode(
     *,
     record: bool = False,
     fidelity: Fidelity = "lossless",
+    prose: bool = False,
     tier: Tier = "fast",
     model: str = "",
     delta: str = "",
@@ -841,8 +843,10 @@ def memory_encode(
         Take the whole file, whatever it is, for one record, and write its blob.
     fidelity : str
         lossless: every byte. semantic: JSON records come back equal by value, in canonical form; others exactly.
+    prose : bool
+        With --fidelity semantic: texts lose layout and filler words, where a check finds all facts (names, numbers, dates, code, quotes) kept.
     tier : str
-        fast: smallest. hot: some hundred times faster, up to twice the bytes; needs zstandard.
+        fast: small. hot: some hundred times faster, up to twice the bytes; needs zstandard. max: with a language model, a few percent smaller, four times slower.
     model : str
         A model file of nbmf memory train; the released model if left out.
     delta : str
@@ -854,13 +858,13 @@ def memory_encode(
     out = _free_target(target or named, source, overwrite)
     if record:
         payload = _bytes_of(source)
-        blob = _memory_codec(model, delta, tier)[0].encode(_text(payload), fidelity)
+        blob = _memory_codec(model, delta, tier)[0].encode(_text(payload), fidelity, prose=prose)
         _write_whole(out, blob)
         print(f"{out}: {_shrunk(len(payload), len(blob))}")
         return
     records = _records(source)
     codec, identities = _memory_codec(model, delta, tier)
-    blobs = [codec.encode(r.text, fidelity) for r in _steps("encode", records)]
+    blobs = [codec.encode(r.text, fidelity, prose=prose) for r in _steps("encode", records)]
     names = {k: [getattr(r, k) for r in records] for k in NAMES}
     used = b"".join(identities[:1] + identities[1:][-1:])
     packed = pack_blobs(used, [codec.encode(jsonlib.dumps(names, ensure_ascii=False)), *blobs])
@@ -1355,6 +1359,99 @@ def _measured(codec: Any, name: str, records: Sequence[Any], most: int) -> dict[
     }
 
 # %% ../nbs/69_cli.ipynb #9998af57
+FIGURES = {
+    "sampled_hr": "HR@10, 99",
+    "sampled_ndcg": "NDCG@10, 99",
+    "full_hr": "HR@10, full",
+    "full_ndcg": "NDCG@10, full",
+}
+
+
+def _figures(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Measures of rankings as a table."""
+    cells = [[name, *(f"{r[k]:.4f}" if k in r else "" for k in FIGURES)] for name, r in rows.items()]
+    return _table(["model", *FIGURES.values()], cells)
+
+
+def ncf_prepare(source: str, target: str = "interactions.json", *, candidates: int = 99, seed: int = 0) -> None:
+    """Write interactions as JSON in the seed document's format, with each user's last item held out.
+
+    Parameters
+    ----------
+    source : str
+        A CSV, TSV or Parquet table with user_id, item_id and timestamp; a JSON document; a folder with files of MovieLens or of the NCF paper; a database URL with a table interactions; or synthetic.
+    target : str
+        The document.
+    candidates : int
+        Items to rank in the sampled protocol, besides the one that was held out.
+    seed : int
+        Of the candidates, and of simulated data.
+    """
+    from nbmf_research.ncf.commands import prepare_data
+
+    counts = prepare_data(source, target, candidates=candidates, seed=seed)
+    print("\n".join(f"{name.replace('_', ' ')}: {n}" for name, n in counts.items() if n))
+
+
+def ncf_train(path: str, *, parameters: Mapping[str, str] | None = None) -> None:
+    """Train the recommender that a YAML file describes, and measure it on each user's last item; other values are given as --KEY VALUE.
+
+    Parameters
+    ----------
+    path : str
+        The configuration, such as nbs/configs/ncf_smoke.yaml.
+    parameters : mapping
+        Values that differ, as text; settings.KEY names a setting of the model.
+    """
+    from nbmf_research.ncf.commands import read_ncf_config, train_recommender
+
+    config = read_ncf_config(path, parameters)
+    figures = train_recommender(config)
+    print(_figures({config.model: figures}))
+    print(config.folder)
+
+
+def ncf_evaluate(
+    folder: str = "runs/ncf", source: str = "synthetic", *, test: Literal["last", "given"] = "last", seed: int = 0
+) -> None:
+    """Measure a trained recommender beside scorers that know nothing about the user.
+
+    Parameters
+    ----------
+    folder : str
+        What nbmf ncf train wrote.
+    source : str
+        The data it was trained on; see nbmf ncf prepare.
+    test : str
+        Ask for each user's last item, or the questions that come with the document.
+    seed : int
+        Of the candidates, and of simulated data.
+    """
+    from nbmf_research.ncf.commands import evaluate_recommender
+
+    print(_figures(evaluate_recommender(folder, source, test=test, seed=seed)))
+
+
+def ncf_recommend(folder: str = "runs/ncf", *, user: str = "", items: str = "", k: int = 10) -> None:
+    """List the best items for a user, or for somebody who has met some items.
+
+    Parameters
+    ----------
+    folder : str
+        What nbmf ncf train wrote.
+    user : str
+        A name from the training data; without it --items must be given.
+    items : str
+        Items that the person has met, oldest first, with commas between; they are added to the user's own.
+    k : int
+        Length of the list.
+    """
+    from nbmf_research.ncf.commands import recommend_items
+
+    met = tuple(i for i in items.split(",") if i)
+    print("\n".join(f"{item}\t{score:.4f}" for item, score in recommend_items(folder, user, k=k, items=met)))
+
+# %% ../nbs/69_cli.ipynb #47c627f2
 Command: TypeAlias = Callable[..., None]
 Tree: TypeAlias = Mapping[str, "Command | Tree"]
 
@@ -1385,16 +1482,18 @@ COMMANDS: Tree = {
         "validate": memory_validate,
         "migrate": memory_migrate,
     },
+    "ncf": {"prepare": ncf_prepare, "train": ncf_train, "evaluate": ncf_evaluate, "recommend": ncf_recommend},
 }
 GROUPS = {
     "bench": "Run the benchmarks and build the report.",
     "data": "Public recordings.",
     "models": "Weights of learned codecs.",
     "memory": "Records of agents' memories: short texts and JSON, each a blob of its own.",
+    "ncf": "Recommendation: prepare, train, evaluate, recommend.",
     "": "Learned compression of neural recordings, with a guarantee, and of agents' memory records.",
 }
 FREE = ("parameters",)  # arguments that are filled from options which no parser knows
-OPEN = (("bench", "run"), ("train",))  # commands that take such options
+OPEN = (("bench", "run"), ("train",), ("ncf", "train"))  # commands that take such options
 
 
 def docstring_help(function: Command) -> tuple[str, dict[str, str]]:

@@ -182,7 +182,7 @@ def test_adding_an_augmentation_leaves_the_others_alone(pack: D.TrainingPack) ->
     assert torch.equal(gains.x.abs(), both.x.abs()) and not torch.equal(gains.x, both.x)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 10**6), min_size=1, max_size=20), st.floats(0, 1), st.integers(0, 500))
 def test_shares_add_up_and_are_fair(lengths: list[int], balance: float, total: int) -> None:
     got = D.shares(lengths, balance, total)

@@ -45,7 +45,7 @@ def tables(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 
 @given(rows=tables())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_written_is_read_back(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     record = r.Results(**{**BASE, "rows": rows})
     path = r.write_results(record, tmp_path / "x.json")

@@ -307,7 +307,7 @@ def test_learn_then_test_is_wrong_no_more_often_than_it_says(ordered: bool) -> N
 
 
 @given(st.integers(1, 400), st.floats(0.01, 0.5), st.integers(0, 2**32 - 1))
-@settings(max_examples=50)
+@settings(max_examples=25)
 def test_p_values_are_valid(n: int, bound: float, seed: int) -> None:
     x = (np.random.default_rng(seed).random((300, n)) < bound).astype(float)
     p = np.array([un.risk_p_value(row, bound) for row in x])

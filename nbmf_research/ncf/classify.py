@@ -143,7 +143,7 @@ class Vocabulary:
         parts = [_unit(b, self.idf[a : a + b.shape[1]]) for a, b in zip(starts, blocks)]
         return parts[0] if len(parts) == 1 else sp.hstack(parts, format="csr")
 
-
+# %% ../../nbs/58_ncf.classify.ipynb #dbc1564c
 def _word_ids(texts: Sequence[str], place: Mapping[str, int]) -> tuple[Ints, Ints]:
     """Words of all texts as numbers, -1 for unknown ones and after each text, and the document of each."""
     lists = [[*(place.get(w, -1) for w in _words(t)), -1] for t in texts]
@@ -466,18 +466,10 @@ class Answer(NamedTuple):
     confidence: float
     alternatives: tuple[tuple[str, float], ...]
 
-
+# %% ../../nbs/58_ncf.classify.ipynb #401ac762
 @dataclass(eq=False, kw_only=True)
-class Classifier(ABC):
-    """What all classifiers share; a model implements `_learn` and `_score`.
-
-    Attributes
-    ----------
-    folds : int
-        Parts for the held-out scores: each is scored by a model that learned from the others. 1: a tenth is held out, and the model does not learn from it.
-    unknown_share, refuse : float
-        See `decide_one`.
-    """
+class _Learner(ABC):
+    """Settings and knowledge of a classifier; see `Classifier`."""
 
     name: ClassVar[str] = ""
     folds: int = 3
@@ -508,6 +500,11 @@ class Classifier(ABC):
         for i, codes in enumerate(data.codes):
             out[i, [place[a] for c in codes for a in (c, *ancestors(c)) if a in place]] = True
         return out
+
+# %% ../../nbs/58_ncf.classify.ipynb #a2f2787e
+@dataclass(eq=False, kw_only=True)
+class _Fitting(_Learner):
+    """Learning, with held-out scores for the decision."""
 
     def fit(self, train: Texts, validation: Texts | None = None) -> Self:
         """Learn from texts.
@@ -555,6 +552,23 @@ class Classifier(ABC):
             return scores[seen], y[seen]
         self._learn(train.take(useful), y[useful])
         return scores, y
+
+# %% ../../nbs/58_ncf.classify.ipynb #01b2af6d
+@dataclass(eq=False, kw_only=True)
+class Classifier(_Fitting):
+    """What all classifiers share; a model implements `_learn` and `_score`.
+
+    Attributes
+    ----------
+    folds : int
+        Parts for the held-out scores: each is scored by a model that learned from the others. 1: a tenth is held out, and the model does not learn from it.
+    unknown_share, refuse : float
+        See `decide_one`.
+    labels : tuple of str
+        Known codes, after `fit`.
+    decision : Decision
+        What `fit` learned from held-out scores.
+    """
 
     def probabilities(self, texts: Sequence[str]) -> Floats:
         """Calibrated probability of each code, shape (n, n_codes)."""
@@ -694,7 +708,7 @@ def measure(
     p, chosen, truth : array, shape (n, n_codes)
         Probabilities, answers, and which codes apply; a row of `truth` without any is out of scope.
     unknown_share : float, optional
-        Let the texts out of scope count as this share in ``ece`` and ``unknown_precision``, which depend on it; as many as there are if not given.
+        Let the texts out of scope count as this share in ``ece`` and ``unknown_precision``, which depend on it; as many as there are if not given, or if a text has several codes.
 
     Returns
     -------
@@ -705,8 +719,8 @@ def measure(
     hit = truth[np.arange(len(p)), p.argmax(axis=1)]
     right = (chosen == truth).all(axis=1)
     micro, macro = f1_scores(chosen, truth)
-    w = scope_weights(inside, unknown_share)
     several = bool((truth.sum(axis=1) > 1).any())
+    w = scope_weights(inside, None if several else unknown_share)
     return {
         "accuracy": float((right if several else hit)[inside].mean()) if inside.any() else 0.0,
         "answered_right": float(right[inside].mean()) if inside.any() else 0.0,

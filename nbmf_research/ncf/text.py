@@ -78,7 +78,7 @@ class Texts:
         texts, codes = tuple(self.texts[i] for i in index), tuple(self.codes[i] for i in index)
         return Texts(texts, codes, tuple(self.groups[i] for i in index), self.weights[index.astype(np.int64)])
 
-
+# %% ../../nbs/57_ncf.text.ipynb #0fe6df1d
 def join(*parts: Texts) -> Texts:
     """Put several sets of texts one after the other."""
     texts, codes = tuple(t for p in parts for t in p.texts), tuple(c for p in parts for c in p.codes)
@@ -423,7 +423,7 @@ def _word_shares(rng: np.random.Generator, parents: int, children: int, words: i
     shares = 0.6 * common + 0.2 * families + 0.2 * own
     return np.concatenate([shares, [0.6 * common + 0.4 * other]]) * (1 - 1e-6) + 1e-6 / words
 
-
+# %% ../../nbs/57_ncf.text.ipynb #e6614eee
 def simulate_texts(
     n: int = 1200,
     *,

@@ -237,7 +237,7 @@ def samples(dtype: str, n: int, channels: int, seed: int, wild: bool) -> np.ndar
     return np.cumsum(rng.integers(0, 3, (n, channels)), axis=0).astype(d)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(
     st.sampled_from(c.DTYPES),
     st.lists(st.tuples(st.integers(0, 90), st.sampled_from([0.0, 0.0, 0.5, 1e6])), min_size=1, max_size=5),
@@ -279,7 +279,7 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(st.data())
 def test_metadata_comes_back(data) -> None:
     n = data.draw(st.integers(1, 5))
@@ -971,7 +971,7 @@ def test_bombs_are_refused_in_little_memory() -> None:
         tracemalloc.stop()
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=75)
 @given(st.binary(max_size=40), st.binary(max_size=60), st.binary(max_size=60), st.booleans())
 def test_any_content_under_right_checksums_is_survived(head, body, index, own_index) -> None:
     stream = forge(HEADER, [ONE, (head, body)], index if own_index else None)

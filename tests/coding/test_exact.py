@@ -85,7 +85,7 @@ def inputs(net: ex.ExactSequential, seed: int, steps: int = 48) -> np.ndarray:
     return x
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(st.integers(0, 2**32), st.integers(0, 2**32))
 def test_any_network_equals_the_integer_reference_however_it_is_run(net_seed, seed):
     net = random_net(net_seed)
@@ -255,7 +255,7 @@ def test_ten_million_integers_on_cuda():
 # The proof --------------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(st.integers(0, 2**32), st.integers(0, 12), st.integers(1, 255))
 def test_the_worst_input_at_the_proven_bound_is_exact(seed, shift, peak):
     """A channel filled to the last unit of the bound, fed with the input that reaches it."""
@@ -280,7 +280,7 @@ def test_without_the_proof_float32_is_wrong():
         ex.ExactSequential([ex.ExactLinear(weight)], (-127, 127))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(st.integers(0, 2**32))
 def test_no_partial_sum_and_no_output_leaves_what_was_proven(seed):
     net = random_net(seed)

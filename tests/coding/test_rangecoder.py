@@ -29,7 +29,7 @@ def written(symbols: list[tuple[int, int, int]]) -> bytes:
     return buffer[: rc.finish(state, buffer)].tobytes()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(steps)
 def test_any_intervals_come_back_and_the_ending_is_tight(drawn: list[tuple[int, int, int]]) -> None:
     symbols = intervals(drawn)
@@ -57,7 +57,7 @@ def test_nothing_costs_nothing() -> None:
     assert rc.decode_static(b"", [], rc.quantise_pmf([[1.0, 1.0]])).size == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 400), st.integers(2, 300), st.integers(10, 24))
 def test_static_tables_round_trip(seed: int, n: int, n_symbols: int, bits: int) -> None:
     rng = np.random.default_rng(seed)
@@ -67,7 +67,7 @@ def test_static_tables_round_trip(seed: int, n: int, n_symbols: int, bits: int) 
     assert (rc.decode_static(rc.encode_static(symbols, contexts, cdf), contexts, cdf) == symbols).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 3000), st.sampled_from([1, 7, 255, 1023]))
 def test_adaptive_bits_round_trip(seed: int, n: int, limit: int) -> None:
     rng = np.random.default_rng(seed)
@@ -87,7 +87,7 @@ def test_within_a_thousandth_of_the_information() -> None:
     assert len(rc.encode_static(symbols, zeros, rc.quantise_pmf(pmf[None], 20))) < 1.001 * information
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 2**47), max_size=20))
 def test_escapes_round_trip(values: list[int]) -> None:
     buffer, state = np.zeros(13 * len(values) + 16, np.uint8), rc.encoder()
@@ -98,7 +98,7 @@ def test_escapes_round_trip(values: list[int]) -> None:
     assert [rc.decode_escape(reader, data) for _ in values] == values
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.binary(max_size=40))
 def test_damaged_streams_decode_to_something_and_stay_inside(data: bytes) -> None:
     cdf = rc.quantise_pmf(np.ones((1, 5)))

@@ -29,7 +29,7 @@ pairs = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=75)
 @given(pairs, st.integers(0, 200))
 def test_any_integers_with_any_tables_come_back(items, cut):
     values = np.array([v for v, _ in items], np.int64)
@@ -41,7 +41,7 @@ def test_any_integers_with_any_tables_come_back(items, cut):
     assert (back == values).all()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(-(2**30), 2**30), max_size=100))
 def test_packed_integers_come_back(values):
     packed = tables.pack_ints(np.array(values, np.int64))

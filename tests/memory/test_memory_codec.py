@@ -59,7 +59,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(payload=st.binary(max_size=200) | st.text(max_size=100) | json_values)
 def test_payloads_come_back(codec: mc.MemoryCodec, payload: object) -> None:
     blob = codec.encode(payload)
@@ -73,7 +73,7 @@ def test_payloads_come_back(codec: mc.MemoryCodec, payload: object) -> None:
     assert len(blob) <= size + 2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     value=st.lists(json_values, max_size=3) | st.dictionaries(st.text(max_size=5), json_values, max_size=4),
     indent=st.sampled_from([None, 0, 3]),
@@ -195,7 +195,7 @@ WORDS = (
 words = st.sampled_from(WORDS)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(text=st.lists(words, max_size=12).map(" ".join) | st.text(max_size=60))
 def test_plain_text_keeps_the_facts(codec: mc.MemoryCodec, text: str) -> None:
     short = mc.plain(text)

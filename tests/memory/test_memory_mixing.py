@@ -30,13 +30,13 @@ def model() -> mx.ContextMixer:
     return primed()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.binary(max_size=300))
 def test_any_bytes_come_back(model: mx.ContextMixer, data: bytes) -> None:
     assert model.decode(model.encode(data)) == data
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(text=st.text(max_size=120), depth=st.integers(0, 80))
 def test_odd_json_comes_back(model: mx.ContextMixer, text: str, depth: int) -> None:
     for data in (("[" * depth + text).encode(), ('{"a":' * depth + text + "}" * depth).encode(), b"}]" * depth):

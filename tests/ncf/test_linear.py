@@ -171,7 +171,7 @@ def test_a_writer_that_dies_before_the_manifest_leaves_the_old_checkpoint(
     assert r.load_recommender(tmp_path).name == "ease"
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(st.data())
 def test_any_changed_byte_is_found(data: st.DataObject) -> None:
     import tempfile

@@ -123,7 +123,7 @@ SMALL = typed(rhythm(300, 3, 200.0), "<i2")
 PAYLOAD = encode_layers(SMALL, Bins(101.0, True), BoundedSetting(hop=5, kind=MDCT, ratio=RATIOS.index(22)))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(
     damage=st.lists(st.tuples(st.integers(0, len(PAYLOAD) - 1), st.integers(0, 255)), max_size=4),
     cut=st.integers(0, len(PAYLOAD)),

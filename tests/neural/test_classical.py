@@ -83,7 +83,7 @@ def test_all_are_registered_with_kind_and_knob() -> None:
 def test_lossless_on_every_type(name: str) -> None:
     c = codec(name)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=30, deadline=None)
     @given(arrays((*INTEGERS, *FLOATS)))
     def check(x: np.ndarray) -> None:
         assert same(x, c.compress(x))
@@ -95,7 +95,7 @@ def test_lossless_on_every_type(name: str) -> None:
 def test_flac_is_lossless_or_refuses(name: str) -> None:
     c = codec(name)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=30, deadline=None)
     @given(arrays(INTEGERS))
     def check(x: np.ndarray) -> None:
         if int(x.max()) - int(x.min()) < 2**24:
@@ -134,7 +134,7 @@ def test_shapes(name: str, shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("name", BOUNDED)
 def test_bound_holds_for_every_sample(name: str) -> None:
-    @settings(max_examples=80, deadline=None)
+    @settings(max_examples=40, deadline=None)
     @given(arrays(INTEGERS), st.floats(1e-3, 1e5))
     def check(x: np.ndarray, bound: float) -> None:
         y = decompress(codec(name, max_error=bound).compress(x)).values
@@ -147,7 +147,7 @@ def test_bound_holds_for_every_sample(name: str) -> None:
 
 @pytest.mark.parametrize("name", BOUNDED)
 def test_bound_holds_for_floats_or_is_refused(name: str) -> None:
-    @settings(max_examples=80, deadline=None)
+    @settings(max_examples=40, deadline=None)
     @given(arrays(FLOATS), st.floats(1e-3, 1e5))
     def check(x: np.ndarray, bound: float) -> None:
         try:

@@ -49,7 +49,7 @@ def frame(**changes: Any) -> Frame:
     return Frame(**{**fields, "payload": bytes(12), **changes})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(samples(), st.floats(0, 1e6, width=32))
 def test_raw_round_trip(x: np.ndarray, rate: float) -> None:
     stream = create_codec("raw").compress(x, sampling_rate=rate)
@@ -60,7 +60,7 @@ def test_raw_round_trip(x: np.ndarray, rate: float) -> None:
     assert y.attrs["sampling_rate"] == rate
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.sampled_from(DTYPES),
     st.tuples(st.integers(0, 2**20), st.integers(0, 2**20)),

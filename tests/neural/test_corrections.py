@@ -35,7 +35,7 @@ def smooth(n: int, seed: int) -> np.ndarray:
     taps=st.lists(st.integers(-128, 127), min_size=N_TAPS, max_size=N_TAPS),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_corrections_come_back_with_any_taps(
     shape: tuple[int, int], width: float, scale: float, taps: list[int], seed: int
 ) -> None:
@@ -71,7 +71,7 @@ def test_taps_save_bytes_where_the_rest_is_smooth() -> None:
     ),
     st.sampled_from((1.0, 2.5, 40.0, 1e6)),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_any_decoding_is_brought_within_the_bound(pair: tuple[np.ndarray, np.ndarray], bound: float) -> None:
     x, y = pair
     try:

@@ -35,7 +35,7 @@ def session() -> tuple[np.ndarray, np.ndarray]:
 # ---- features ----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(-1, 11), max_size=60), st.floats(0.01, 3.0))
 def test_bins_are_those_of_numpy(times: list[float], width: float) -> None:
     times = [t for t in times if abs((t / width) % 1 - 0.5) < 0.499]  # not on an edge
@@ -189,7 +189,7 @@ def test_bad_input_says_what_is_wrong(session: tuple[np.ndarray, np.ndarray], ca
 # ---- scores ------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(3, 50), st.integers(1, 3), st.integers(0, 2**31))
 def test_r2_is_scikit_learns_and_the_mean_of_its_terms(n: int, k: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

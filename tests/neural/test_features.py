@@ -268,7 +268,7 @@ def test_a_clipped_spike_counts_once() -> None:
 times = st.lists(st.integers(0, 300), max_size=12).map(lambda v: np.sort(np.asarray(v, float)) / 10_000)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(times, times, st.sampled_from([0.4e-3, 0.5e-3, 1e-3, 5e-3]))
 def test_matching_is_one_to_one_symmetric_and_optimal(a: np.ndarray, b: np.ndarray, tolerance: float) -> None:
     m, back = f.match_spikes(a, b, tolerance), f.match_spikes(b, a, tolerance)
@@ -287,7 +287,7 @@ def test_matching_is_one_to_one_symmetric_and_optimal(a: np.ndarray, b: np.ndarr
         assert_allclose(np.abs(m.delays).sum(), delay[rows, columns][taken].sum(), atol=1e-9)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(times, st.integers(0, 2**31))
 def test_f1_of_a_copy_is_one_and_deleting_lowers_recall_only(a: np.ndarray, seed: int) -> None:
     if not len(a):
@@ -316,7 +316,7 @@ def test_chance_f1_of_poisson_trains() -> None:
     assert binom.ppf(0.001, n, p) * 0.97 <= len(m.reference) <= binom.ppf(0.999, n, p)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(times, times, st.sampled_from([1.0, 50.0, 1000.0, 20_000.0]))
 def test_victor_purpura_is_a_distance(a: np.ndarray, b: np.ndarray, cost: float) -> None:
     d = f.victor_purpura(a, b, cost)

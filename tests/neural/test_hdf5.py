@@ -55,7 +55,7 @@ def arrays(draw: st.DrawFn) -> tuple[np.ndarray, tuple[int, ...]]:
     return x, tuple(draw(st.integers(1, n)) for n in shape)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(arrays())
 def test_every_bit_comes_back(case: tuple[np.ndarray, tuple[int, ...]]) -> None:
     x, chunks = case

@@ -84,7 +84,7 @@ def test_every_type_and_shape(name: str, dtype: str, shape: tuple[int, int]) -> 
 
 
 @pytest.mark.parametrize("name", LOSSLESS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     x=st.sampled_from(INTEGERS).flatmap(lambda d: hnp.arrays(d, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40)))
 )
@@ -95,7 +95,7 @@ def test_any_integers(name: str, x: np.ndarray) -> None:
     assert len(payload) <= x.nbytes + 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     x=hnp.arrays(
         np.int64, st.tuples(st.integers(1, 300), st.integers(1, 5)), elements=st.integers(-(2**31), 2**32 - 1)
@@ -227,7 +227,7 @@ def check_decodes() -> None:
         assert np.array_equal(decode_block(encode_block(x, Plan(16, 2, 2, 2, 6, flags, 2000)), x.shape, x.dtype), x)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(at=st.integers(0, 10**6), byte=st.integers(0, 255), cut=st.integers(0, 10**6))
 def test_damage_is_refused_or_decodes_to_something(at: int, byte: int, cut: int) -> None:
     x = made(300, 3)
@@ -248,7 +248,7 @@ def test_frames_notice_damage() -> None:
         decompress(bytes(stream))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     dtype=st.sampled_from([*INTEGERS, "<f4", "<f8"]),
     bound=st.floats(1e-3, 1e5),
@@ -276,7 +276,7 @@ def test_bound_on_a_coarse_converter() -> None:
     assert sizes == sorted(sizes, reverse=True) and sizes[0] <= len(create_codec("nbmf-max").compress(stretched)) + 9
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     reach=st.integers(1, 3000),
     scale=st.sampled_from([1, 30, 3000]),
@@ -289,7 +289,7 @@ def test_the_quick_way_holds_a_bound(reach: int, scale: int, shape: tuple[int, i
     assert np.abs(y - x).max() <= reach
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     damage=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=9),
     cut=st.integers(0, 10**6),

@@ -153,7 +153,7 @@ def test_a_snr_run_is_resumed(eeg: xr.DataArray, tmp_path) -> None:
     assert (tmp_path / "a.nbmf").read_bytes() == whole
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     st.floats(-3, 3),
     st.floats(0.3, 3),
@@ -380,7 +380,7 @@ def test_targets_that_do_not_fit_are_refused(tmp_path, options: dict, says: str)
     assert list(tmp_path.iterdir()) == []
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(st.data())
 def test_payloads_that_no_encoder_wrote_are_survived(data: st.DataObject) -> None:
     x = np.cumsum(np.random.default_rng(0).integers(-9, 10, (120, 3)), axis=0).astype(np.int16)

@@ -29,7 +29,7 @@ def recordings(dtypes: tuple[str, ...] = DTYPES) -> st.SearchStrategy[np.ndarray
     return st.sampled_from(dtypes).flatmap(lambda d: hnp.arrays(d, shapes))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(recordings())
 def test_round_trip_with_type_and_byte_order(x: np.ndarray) -> None:
     y = NeuralCodec("raw").decode(NeuralCodec("raw").encode(x))

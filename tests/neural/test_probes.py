@@ -91,7 +91,7 @@ def test_unknown_names_are_nan_and_named():
     assert np.isnan(P.distances(p.xyz)[0, 1])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(2, 30), st.integers(0, 2**31), st.data())
 def test_neighbours_against_brute_force(n, seed, data):
     xyz = np.random.default_rng(seed).normal(size=(n, 3)) * 100
@@ -103,7 +103,7 @@ def test_neighbours_against_brute_force(n, seed, data):
         assert i not in found[i]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(1, 12), st.integers(0, 2**31))
 def test_distances_are_a_metric(n, seed):
     d = P.distances(np.random.default_rng(seed).normal(size=(n, 3)))

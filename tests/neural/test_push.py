@@ -62,7 +62,7 @@ def test_every_type_comes_back(plan: Plan, dtype: str) -> None:
             assert y.dtype == x.dtype and np.array_equal(y, chunk)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     plan=st.sampled_from([STEADY, SWIFT]),
     bound=st.integers(0, 500),
@@ -111,7 +111,7 @@ def test_a_stream_needs_hardly_more_than_a_block() -> None:
     assert parts < 1.02 * len(encode_block(x, STEADY))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(which=st.integers(0, 3), at=st.integers(0, 10**6), mask=st.integers(1, 255))
 def test_flipped_bits_are_refused(which: int, at: int, mask: int) -> None:
     sender, receiver = StreamEncoder(2), StreamDecoder()
@@ -201,7 +201,7 @@ def test_a_widened_lattice_holds_the_whole_type() -> None:
     assert np.array_equal(receiver.push(sender.push(x)), x) and wide.levels[0] >= 1024
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     quick=st.booleans(),
     damage=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=8),

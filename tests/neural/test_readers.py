@@ -446,7 +446,7 @@ def test_truncated_files(tmp_path, originals, suffix, keep):
 
 @pytest.mark.parametrize("suffix", ["edf", "bdf", "wav", "nwb", "hdf5"])
 @given(data=st.data())
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_bytes_raise_nothing_else(tmp_path, originals, suffix, data):
     """Flipped bytes in the header: either one InputError, or a recording of the right form."""
     broken = bytearray(originals[suffix])

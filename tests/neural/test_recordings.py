@@ -169,7 +169,7 @@ channel_index = st.one_of(st.slices(5), st.integers(-5, 4), st.lists(st.integers
 
 
 @given(index, channel_index, st.integers(1, 30))
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 def test_lazy_indexing_is_numpy_indexing(time, channel, window):
     reader = Counting(n_time=40)
     full = reader.read(0, 40, np.arange(5))
@@ -355,7 +355,7 @@ INTEGERS = [t for t in SAMPLE_TYPES if "int" in t]
 
 
 @given(st.sampled_from(INTEGERS), st.integers(1, 3), st.integers(0, 2**32 - 1), st.integers(1, 400), st.booleans())
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 def test_any_integers_come_back(dtype, n_channels, seed, n, narrow):
     rng = np.random.default_rng(seed)
     info = np.iinfo(dtype)
@@ -374,7 +374,7 @@ def test_any_integers_come_back(dtype, n_channels, seed, n, narrow):
     st.sampled_from(["down", "cast", "nearest"]),
     st.integers(0, 10**6),
 )
-@settings(deadline=None, max_examples=250)
+@settings(deadline=None, max_examples=125)
 def test_a_fractional_lattice_is_found(numerator, denominator, origin, rounding, seed):
     """Dense codes on a lattice of any step over 2 (3 for a cast) and any origin: found, exact, and no more codes than there were."""
     n = min(200, 60000 * denominator // numerator)

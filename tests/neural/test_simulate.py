@@ -374,7 +374,7 @@ def test_no_units_and_no_events():
 # --- splits and files ------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(200, 3000), st.lists(st.integers(1, 9), min_size=1, max_size=4), st.floats(0, 0.04))
 def test_splits_are_disjoint_ordered_and_guarded(n, weights, guard):
     x = S.recording(np.arange(n, dtype=np.int32)[:, None], 1000.0)

@@ -264,7 +264,7 @@ def test_a_payload_that_is_cut_is_refused(sim: Simulation, stream: bytes) -> Non
             codec.decode(payload[:size], sim.recording.shape, np.dtype("<f4"))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_a_payload_with_a_wrong_byte_is_refused_or_decodes_to_something_of_the_right_shape(data: st.DataObject) -> None:
     payload, shape = SMALL
@@ -287,7 +287,7 @@ def _small() -> tuple[bytes, tuple[int, int]]:
 SMALL = _small()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(1, 5), st.integers(2, 3000), st.integers(0, 2**32 - 1), st.floats(0, 1))
 def test_places_come_back(channels: int, n: int, seed: int, share: float) -> None:
     rng = np.random.default_rng(seed)

@@ -462,7 +462,7 @@ def test_ten_thousand_corruptions_in_bounded_memory(target_of_damage: tuple[byte
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB
 
 
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=60)
 @given(st.sampled_from(["nbmf-max", "nbmf-fast", "nbmf-bounded"]), st.data())
 def test_payloads_that_no_encoder_wrote_are_survived(codec: str, data: st.DataObject) -> None:
     """Behind the checksums too: whatever a payload says, decoding gives the shape or an error of ours."""

@@ -152,7 +152,7 @@ def test_a_fresh_process_decodes_the_same(tmp_path: Path):
     ]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     st.integers(1, 90),
     st.integers(1, 4),

@@ -68,7 +68,7 @@ def arrays(draw: st.DrawFn) -> tuple[np.ndarray, tuple[int, ...]]:
     return x, tuple(draw(st.integers(1, n + 2)) for n in shape)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(arrays(), st.sampled_from([2, 3]))
 def test_every_bit_comes_back(case: tuple[np.ndarray, tuple[int, ...]], zarr_format: int) -> None:
     x, chunks = case
