@@ -22,11 +22,12 @@ from . import __version__
 
 # %% auto #0
 __all__ = ['Profile', 'LATTICE_BYTES', 'SPIKES', 'SPIKE_SECONDS', 'SPIKE_VALUES', 'BLOBS', 'Tier', 'Fidelity', 'Domain', 'NAMES',
-           'FIGURES', 'Command', 'Tree', 'COMMANDS', 'GROUPS', 'FREE', 'OPEN', 'KNOWN', 'bench_list', 'bench_run',
-           'bench_report', 'bench_site', 'bench_redraw', 'bench_readme', 'models_list', 'models_card', 'data_list',
-           'data_get', 'info', 'encode', 'decode', 'verify', 'spikes', 'train', 'pack_blobs', 'unpack_blobs',
-           'memory_encode', 'memory_decode', 'memory_fit', 'memory_collect', 'memory_stats', 'memory_migrate',
-           'memory_train', 'memory_validate', 'ncf_prepare', 'ncf_train', 'ncf_evaluate', 'ncf_recommend',
+           'FIGURES', 'Part', 'Command', 'Tree', 'COMMANDS', 'GROUPS', 'FREE', 'OPEN', 'KNOWN', 'bench_list',
+           'bench_run', 'bench_report', 'bench_site', 'bench_redraw', 'bench_readme', 'models_list', 'models_card',
+           'data_list', 'data_get', 'info', 'encode', 'decode', 'verify', 'spikes', 'train', 'pack_blobs',
+           'unpack_blobs', 'memory_encode', 'memory_decode', 'memory_fit', 'memory_collect', 'memory_stats',
+           'memory_migrate', 'memory_train', 'memory_validate', 'ncf_prepare', 'ncf_train', 'ncf_evaluate',
+           'ncf_recommend', 'classify_prepare', 'classify_train', 'classify_evaluate', 'classify_predict',
            'docstring_help', 'add_command', 'build_parser', 'split_parameters', 'explain', 'main']
 
 # %% ../nbs/69_cli.ipynb #6e648aed
@@ -1452,6 +1453,96 @@ def ncf_recommend(folder: str = "runs/ncf", *, user: str = "", items: str = "", 
     print("\n".join(f"{item}\t{score:.4f}" for item, score in recommend_items(folder, user, k=k, items=met)))
 
 # %% ../nbs/69_cli.ipynb #47c627f2
+def _measures(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Measures of classifiers as a table."""
+    names = list(dict.fromkeys(k for r in rows.values() for k in r))
+    return _table(["model", *names], [[n, *(f"{r[k]:.4f}" if k in r else "" for k in names)] for n, r in rows.items()])
+
+
+def classify_prepare(
+    source: str, target: str = "texts", *, target_size: int = 0, sanitise: bool = False, seed: int = 0
+) -> None:
+    """Write labelled texts as train.json, validation.json and test.json in the seed document's format.
+
+    Parameters
+    ----------
+    source : str
+        A .json of taxonomy codes, a folder with three parts, a public set by its name under NBMF_DATA_DIR, or synthetic.
+    target : str
+        The folder.
+    target_size : int
+        Fill the training part up to this size with variations; 0: none.
+    sanitise : bool
+        Mask addresses and numbers of people.
+    seed : int
+        Of what is held out, and of the variations.
+    """
+    from nbmf_research.ncf.text_commands import prepare_texts
+
+    counts = prepare_texts(source, target, target_size=target_size, sanitise=sanitise, seed=seed)
+    print("\n".join(f"{name.replace('_', ' ')}: {n}" for name, n in counts.items()))
+
+
+def classify_train(path: str, *, parameters: Mapping[str, str] | None = None) -> None:
+    """Train the classifier that a YAML file describes, and measure it on the validation part; other values are given as --KEY VALUE.
+
+    Parameters
+    ----------
+    path : str
+        The configuration, such as nbs/configs/classify_smoke.yaml.
+    parameters : mapping
+        Values that differ, as text; settings.KEY names a setting of the model.
+    """
+    from nbmf_research.ncf.text_commands import read_classify_config, train_classifier
+
+    config = read_classify_config(path, parameters)
+    print(_measures({config.model: train_classifier(config)}))
+    print(config.folder)
+
+
+Part: TypeAlias = Literal["train", "validation", "test"]
+
+
+def classify_evaluate(
+    folder: str = "runs/classify/benchmark_v1", source: str = "synthetic", *, part: Part = "test", seed: int = 0
+) -> None:
+    """Measure a trained classifier beside rules that read nothing.
+
+    Parameters
+    ----------
+    folder : str
+        What nbmf classify train wrote.
+    source : str
+        The data it was trained on; see nbmf classify prepare.
+    part : str
+        Which part is asked.
+    seed : int
+        Of what is held out.
+    """
+    from nbmf_research.ncf.text_commands import evaluate_classifier
+
+    print(_measures(evaluate_classifier(folder, source, part=part, seed=seed)))
+
+
+def classify_predict(text: str, folder: str = "runs/classify/benchmark_v1", *, alternatives: int = 3) -> None:
+    """Answer one text with its codes, or unknown, and the codes that come next.
+
+    Parameters
+    ----------
+    text : str
+        The text, in quotes.
+    folder : str
+        What nbmf classify train wrote.
+    alternatives : int
+        Further codes to show.
+    """
+    from nbmf_research.ncf.text_commands import predict_codes
+
+    answer = predict_codes(folder, [text], alternatives=alternatives)[0]
+    print(f"{', '.join(answer.codes) or 'unknown'}\t{answer.confidence:.3f}")
+    print("\n".join(f"  {code}\t{p:.3f}" for code, p in answer.alternatives))
+
+# %% ../nbs/69_cli.ipynb #bd8bc9e8
 Command: TypeAlias = Callable[..., None]
 Tree: TypeAlias = Mapping[str, "Command | Tree"]
 
@@ -1483,6 +1574,12 @@ COMMANDS: Tree = {
         "migrate": memory_migrate,
     },
     "ncf": {"prepare": ncf_prepare, "train": ncf_train, "evaluate": ncf_evaluate, "recommend": ncf_recommend},
+    "classify": {
+        "prepare": classify_prepare,
+        "train": classify_train,
+        "evaluate": classify_evaluate,
+        "predict": classify_predict,
+    },
 }
 GROUPS = {
     "bench": "Run the benchmarks and build the report.",
@@ -1490,10 +1587,11 @@ GROUPS = {
     "models": "Weights of learned codecs.",
     "memory": "Records of agents' memories: short texts and JSON, each a blob of its own.",
     "ncf": "Recommendation: prepare, train, evaluate, recommend.",
+    "classify": "Text classification: prepare, train, evaluate, predict.",
     "": "Learned compression of neural recordings, with a guarantee, and of agents' memory records.",
 }
 FREE = ("parameters",)  # arguments that are filled from options which no parser knows
-OPEN = (("bench", "run"), ("train",), ("ncf", "train"))  # commands that take such options
+OPEN = (("bench", "run"), ("train",), ("ncf", "train"), ("classify", "train"))  # commands that take such options
 
 
 def docstring_help(function: Command) -> tuple[str, dict[str, str]]:
