@@ -35,8 +35,8 @@ from .recommender import Recommender, from_config, load_recommender, save_recomm
 from .service import NCFService
 
 # %% auto #0
-__all__ = ['SQL', 'open_split', 'prepare_data', 'NCFConfig', 'read_ncf_config', 'train_recommender', 'evaluate_recommender',
-           'recommend_items']
+__all__ = ['SQL', 'open_interactions', 'open_split', 'prepare_data', 'NCFConfig', 'read_ncf_config', 'train_recommender',
+           'evaluate_recommender', 'recommend_items']
 
 # %% ../../nbs/55_ncf.commands.ipynb #9c67bbbd
 SQL = "SELECT user_id, item_id, timestamp FROM interactions"
@@ -50,6 +50,21 @@ def _rows(source: str, seed: int) -> Interactions:
     if "://" in source:
         return read_sql(source, SQL)
     return read_movielens(path) if path.is_dir() else read_table(path)
+
+
+def _given(source: str) -> Split | None:
+    """What comes with questions of its own: a JSON document, or an NCF folder; None for other sources."""
+    path = Path(source)
+    ncf = sorted(path.glob("*.train.rating*")) if path.is_dir() else []
+    if ncf:
+        return read_ncf(path, ncf[0].name.split(".train.rating")[0])
+    return read_json(path) if path.name.endswith((".json", ".json.gz")) else None
+
+
+def open_interactions(source: str, seed: int = 0) -> Interactions:
+    """Open all interactions of a source, see `open_split`; questions that come with it are left out."""
+    given = _given(source)
+    return _rows(source, seed) if given is None else given.train
 
 
 def open_split(source: str, test: Literal["given", "last"] = "last", candidates: int = 99, seed: int = 0) -> Split:
@@ -71,19 +86,14 @@ def open_split(source: str, test: Literal["given", "last"] = "last", candidates:
     InputError
         If the source cannot be read, or comes without the questions that are asked for.
     """
-    path = Path(source)
-    ncf = sorted(path.glob("*.train.rating*")) if path.is_dir() else []
-    if path.suffix == ".json" or path.name.endswith(".json.gz") or ncf:
-        given = read_ncf(path, ncf[0].name.split(".train.rating")[0]) if ncf else read_json(path)
-        if test == "given":
-            if not len(given.test):
-                raise InputError(f"{path.name} has no held_out_test; use test: last")
-            return given
-        data = given.train
-    elif test == "given":
-        raise InputError("only a JSON document and an NCF folder come with questions; use test: last")
-    else:
-        data = _rows(source, seed)
+    given = _given(source)
+    if test == "given":
+        if given is None:
+            raise InputError("only a JSON document and an NCF folder come with questions; use test: last")
+        if not len(given.test):
+            raise InputError(f"{Path(source).name} has no held_out_test; use test: last")
+        return given
+    data = _rows(source, seed) if given is None else given.train
     split = leave_one_out(data)
     n = min(candidates, int(data.n_items - data.lengths.max()))
     return with_candidates(split, n, seed) if n > 0 else split
@@ -163,7 +173,7 @@ def read_ncf_config(path: str | Path, overrides: Mapping[str, str] | None = None
 
 # %% ../../nbs/55_ncf.commands.ipynb #22bcde72
 def train_recommender(config: NCFConfig) -> dict[str, float]:
-    """Fit the model of a configuration on the rows before each user's last item, score it on those items, and save it with its figures.
+    """Fit the model of a configuration on the rows before each user's last item, score it on those items, and save it with its figures and everybody's whole history.
 
     Returns
     -------
@@ -176,6 +186,8 @@ def train_recommender(config: NCFConfig) -> dict[str, float]:
     model.fit(split.train)
     seconds = time.perf_counter() - start
     figures = summary(rank(model.score, split), split) | {"seconds": seconds}
+    if config.test == "last":
+        model.data = open_interactions(config.data, config.seed)  # histories to recommend from; nothing more is learnt
     save_recommender(model, config.folder, metrics=figures)
     return figures
 
