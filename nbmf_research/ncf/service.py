@@ -27,7 +27,7 @@ from .recommender import Recommender, load_recommender, new_histories
 __all__ = ['log', 'NCFModelNotFoundError', 'ColdStartError', 'ContentIndex', 'Queries', 'NCFService']
 
 # %% ../../nbs/54_ncf.service.ipynb #63c75947
-class NCFModelNotFoundError(NbmfError, FileNotFoundError):
+class NCFModelNotFoundError(InputError, FileNotFoundError):
     """There is no model at the given path."""
 
 
