@@ -847,7 +847,7 @@ def memory_encode(
     prose : bool
         With --fidelity semantic: texts lose layout and filler words, where a check finds all facts (names, numbers, dates, code, quotes) kept.
     tier : str
-        fast: small. hot: some hundred times faster, up to twice the bytes; needs zstandard. max: with a language model, a few percent smaller, four times slower.
+        fast: small. hot: some hundred times faster, up to twice the bytes; needs zstandard. max: with a language model, a few percent smaller, two to three times slower.
     model : str
         A model file of nbmf memory train; the released model if left out.
     delta : str

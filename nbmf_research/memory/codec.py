@@ -481,7 +481,7 @@ class MemoryCodec(_Coder):
     models : Released or sequence of Released, optional
         Models of generation 0, at most four; by default the released one. The shortest code of those that `domain` allows is kept.
     tier : {"fast", "hot", "max"}
-        What `encode` writes: context mixing; zstd with a dictionary; or context mixing with a language model, which takes about four times as long. Each reads what all wrote.
+        What `encode` writes: context mixing; zstd with a dictionary; or context mixing with a language model, which takes two to three times as long. Each reads what all wrote.
     deltas : sequence of Delta
         Later generations; they are learnt at once.
     guide : ReleasedGuide, optional
