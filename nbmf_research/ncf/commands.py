@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import yaml
@@ -35,8 +35,8 @@ from .recommender import Recommender, from_config, load_recommender, save_recomm
 from .service import NCFService
 
 # %% auto #0
-__all__ = ['SQL', 'open_interactions', 'open_split', 'prepare_data', 'NCFConfig', 'read_ncf_config', 'train_recommender',
-           'evaluate_recommender', 'recommend_items']
+__all__ = ['SQL', 'C', 'open_interactions', 'open_split', 'prepare_data', 'NCFConfig', 'read_config', 'read_ncf_config',
+           'train_recommender', 'evaluate_recommender', 'recommend_items']
 
 # %% ../../nbs/55_ncf.commands.ipynb #9c67bbbd
 SQL = "SELECT user_id, item_id, timestamp FROM interactions"
@@ -134,41 +134,53 @@ class NCFConfig:
     """Of simulated data and candidates; the model has its own among its settings."""
 
 
-def read_ncf_config(path: str | Path, overrides: Mapping[str, str] | None = None) -> NCFConfig:
+C = TypeVar("C")
+
+
+def read_config(kind: type[C], path: str | Path, overrides: Mapping[str, str] | None = None) -> C:
     """Read a YAML configuration.
 
     Parameters
     ----------
+    kind : type
+        A dataclass; its fields are the keys.
     path : path-like
         The file.
     overrides : mapping of str to str, optional
-        Values by key, as YAML text; ``settings.dim`` names a setting of the model.
+        Values by key, as YAML text; ``settings.dim`` names a key of the mapping ``settings``.
 
     Raises
     ------
     InputError
-        If the file is not there or not YAML, or a key or a value is not one of ours.
+        If the file is not there or not YAML, or a key is not one of `kind`.
     """
     if not Path(path).is_file():
         raise InputError(f"there is no configuration {path}")
     try:
-        values = yaml.safe_load(Path(path).read_text()) or {}
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
         for key, text in (overrides or {}).items():
             head, _, inner = key.partition(".")
             target = values.setdefault(head, {}) if inner else values
             target[inner or head] = yaml.safe_load(text)
-    except (yaml.YAMLError, AttributeError, TypeError) as e:
+    except (OSError, ValueError, yaml.YAMLError, AttributeError, TypeError) as e:
         raise InputError(f"{Path(path).name} is not a configuration: {str(e).splitlines()[0]}") from e
-    names = [f.name for f in fields(NCFConfig)]
+    names = [f.name for f in fields(cast(Any, kind))]
     for key in values:
         if key not in names:
             near = difflib.get_close_matches(key, names, 1)
             raise InputError(
                 f"{Path(path).name} has the unknown key {key!r}{f'; did you mean {near[0]!r}' if near else ''}"
             )
-    config = NCFConfig(**values)
-    if config.test not in ("given", "last") or not isinstance(config.settings, dict):
-        raise InputError(f"{Path(path).name}: test is given or last, and settings are a mapping")
+    if not isinstance(values.get("settings", {}), dict):
+        raise InputError(f"{Path(path).name}: settings are a mapping, not {values['settings']!r}")
+    return kind(**values)
+
+
+def read_ncf_config(path: str | Path, overrides: Mapping[str, str] | None = None) -> NCFConfig:
+    """Read a YAML configuration of a recommender, see `read_config`; `InputError` also if ``test`` is not one of its two values."""
+    config = read_config(NCFConfig, path, overrides)
+    if config.test not in ("given", "last"):
+        raise InputError(f"{Path(path).name}: test is given or last, not {config.test!r}")
     return config
 
 # %% ../../nbs/55_ncf.commands.ipynb #22bcde72

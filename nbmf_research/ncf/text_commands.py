@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-
-import yaml
 
 from ..core import InputError
 from nbmf_research.ncf.classify import (
@@ -23,6 +21,7 @@ from nbmf_research.ncf.classify import (
     measure,
     save_classifier,
 )
+from .commands import read_config
 from .data import sanitise_text
 from nbmf_research.ncf.text import (
     Texts,
@@ -130,33 +129,8 @@ class ClassifyConfig:
 
 
 def read_classify_config(path: str | Path, overrides: Mapping[str, str] | None = None) -> ClassifyConfig:
-    """Read a YAML configuration.
-
-    Parameters
-    ----------
-    path : path-like
-        The file.
-    overrides : mapping of str to str, optional
-        Values by key, as YAML text; ``settings.cost`` names a setting of the model.
-
-    Raises
-    ------
-    InputError
-        If the file is not there or not YAML, or a key is not one of ours.
-    """
-    where = Path(path)
-    try:
-        values = dict(yaml.safe_load(where.read_text(encoding="utf-8")) or {})
-        given = {k: yaml.safe_load(v) for k, v in (overrides or {}).items()}
-    except (OSError, yaml.YAMLError, TypeError, ValueError) as e:
-        raise InputError(f"{where.name} is not a configuration: {str(e).splitlines()[0]}") from e
-    inner = {k.removeprefix("settings."): v for k, v in given.items() if k.startswith("settings.")}
-    values |= {k: v for k, v in given.items() if not k.startswith("settings.")}
-    values["settings"] = (values.get("settings") or {}) | inner
-    known = [f.name for f in fields(ClassifyConfig)]
-    if unknown := [k for k in values if k not in known]:
-        raise InputError(f"{where.name} has the unknown key {unknown[0]!r}; there are {', '.join(known)}")
-    return ClassifyConfig(**values)
+    """Read a YAML configuration of a classifier, see `ncf.commands.read_config`."""
+    return read_config(ClassifyConfig, path, overrides)
 
 
 def train_classifier(config: ClassifyConfig) -> dict[str, float]:
