@@ -266,26 +266,33 @@ class _Meaning(ast.NodeTransformer):
         self.profile = profile
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        """Drop docstrings and other bare values."""
         return None if isinstance(node.value, ast.Constant) else self.generic_visit(node)
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
+        """Drop imports of modules that change no number."""
         return None if (node.module or "").split(".")[-1] in _NO_NUMBER else node
 
     def visit_Assign(self, node: ast.Assign) -> ast.AST | None:
+        """Drop ``__all__``."""
         listed = isinstance(node.targets[0], ast.Name) and node.targets[0].id == "__all__"
         return None if listed else self.generic_visit(node)
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        """Drop the annotation, and all of it if it gives no value."""
         return self.visit_Assign(ast.Assign([node.target], node.value)) if node.value else None
 
     def visit_arg(self, node: ast.arg) -> ast.AST:
+        """Drop the annotation."""
         return ast.arg(node.arg)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        """Drop the annotation of what is returned."""
         node.returns = None
         return self.generic_visit(node)
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        """Keep fields as they are, and sort methods by name."""
         fields = [s for s in node.body if _is_field(s)]
         node.body = [s for s in node.body if not _is_field(s)]
         self.generic_visit(node)
@@ -293,11 +300,13 @@ class _Meaning(ast.NodeTransformer):
         return node
 
     def visit_Module(self, node: ast.Module) -> ast.AST:
+        """Sort definitions by name."""
         self.generic_visit(node)
         node.body.sort(key=_name)
         return node
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
+        """Keep this profile's value of ``run.pick``."""
         names = {k.arg for k in node.keywords}
         if isinstance(node.func, ast.Attribute) and node.func.attr == "pick" and names and names <= set(PROFILES):
             chosen = self.profile if self.profile in names else "cpu"

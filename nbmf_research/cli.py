@@ -1368,10 +1368,11 @@ FIGURES = {
 }
 
 
-def _figures(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """Measures of rankings as a table."""
-    cells = [[name, *(f"{r[k]:.4f}" if k in r else "" for k in FIGURES)] for name, r in rows.items()]
-    return _table(["model", *FIGURES.values()], cells)
+def _measures(rows: Mapping[str, Mapping[str, float]], columns: Mapping[str, str] | None = None) -> str:
+    """Measures of models as a table; of all that any of them has, or of `columns` by their titles."""
+    shown = columns or {k: k for r in rows.values() for k in r}
+    cells = [[name, *(f"{r[k]:.4f}" if k in r else "" for k in shown)] for name, r in rows.items()]
+    return _table(["model", *shown.values()], cells)
 
 
 def ncf_prepare(source: str, target: str = "interactions.json", *, candidates: int = 99, seed: int = 0) -> None:
@@ -1408,10 +1409,10 @@ def ncf_train(path: str, *, parameters: Mapping[str, str] | None = None) -> None
 
     config = read_ncf_config(path, parameters)
     figures = train_recommender(config)
-    print(_figures({config.model: figures}))
+    print(_measures({config.model: figures}, FIGURES))
     print(config.folder)
 
-
+# %% ../nbs/69_cli.ipynb #67d77ee7
 def ncf_evaluate(
     folder: str = "runs/ncf", source: str = "synthetic", *, test: Literal["last", "given"] = "last", seed: int = 0
 ) -> None:
@@ -1430,7 +1431,7 @@ def ncf_evaluate(
     """
     from nbmf_research.ncf.commands import evaluate_recommender
 
-    print(_figures(evaluate_recommender(folder, source, test=test, seed=seed)))
+    print(_measures(evaluate_recommender(folder, source, test=test, seed=seed), FIGURES))
 
 
 def ncf_recommend(folder: str = "runs/ncf", *, user: str = "", items: str = "", k: int = 10) -> None:
@@ -1453,12 +1454,6 @@ def ncf_recommend(folder: str = "runs/ncf", *, user: str = "", items: str = "", 
     print("\n".join(f"{item}\t{score:.4f}" for item, score in recommend_items(folder, user, k=k, items=met)))
 
 # %% ../nbs/69_cli.ipynb #47c627f2
-def _measures(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """Measures of classifiers as a table."""
-    names = list(dict.fromkeys(k for r in rows.values() for k in r))
-    return _table(["model", *names], [[n, *(f"{r[k]:.4f}" if k in r else "" for k in names)] for n, r in rows.items()])
-
-
 def classify_prepare(
     source: str, target: str = "texts", *, target_size: int = 0, sanitise: bool = False, seed: int = 0
 ) -> None:
@@ -1499,7 +1494,7 @@ def classify_train(path: str, *, parameters: Mapping[str, str] | None = None) ->
     print(_measures({config.model: train_classifier(config)}))
     print(config.folder)
 
-
+# %% ../nbs/69_cli.ipynb #5b0bf761
 Part: TypeAlias = Literal["train", "validation", "test"]
 
 
@@ -1593,7 +1588,7 @@ GROUPS = {
 FREE = ("parameters",)  # arguments that are filled from options which no parser knows
 OPEN = (("bench", "run"), ("train",), ("ncf", "train"), ("classify", "train"))  # commands that take such options
 
-
+# %% ../nbs/69_cli.ipynb #e0783e4d
 def docstring_help(function: Command) -> tuple[str, dict[str, str]]:
     """Read a numpy docstring.
 
