@@ -250,7 +250,7 @@ class _Zstd:
         return bytes(data)
 
 # %% ../../nbs/44_memory.codec.ipynb #f490d6eb
-_OPTIONS = f"fidelity is 'lossless' or 'semantic', domain 'auto' or one of {', '.join(DOMAINS)}, and prose=True needs 'semantic'"
+_OPTIONS = f"fidelity is 'lossless' or 'semantic', domain 'auto' or one of {', '.join(DOMAINS)}, tier one of {', '.join(TIERS[1:])}, and prose=True needs 'semantic'"
 
 
 def _text(text: str, fidelity: str, likeness: Callable[[str, str], float] | None) -> str:
@@ -415,11 +415,11 @@ class _Adapting(_Generations):
 class _Coder(_Adapting):
     """Payloads' bytes to blobs and back."""
 
-    def _shortest(self, kind: int, data: bytes, domain: str) -> Blob:
+    def _shortest(self, kind: int, data: bytes, domain: str, tier: str) -> Blob:
         """The shortest blob that the tier allows."""
         now = self._generations[self.generation]
-        best = Blob(RAW, kind, 0, 0, checksum(data, RAW), data)
-        if self.tier == "hot" or len(data) > MAX_RECORD:
+        best = Blob.raw(kind, data)
+        if tier == "hot" or len(data) > MAX_RECORD:
             try:
                 codes = [(ZSTD, 0, now.dictionary().encode(data))]
             except MissingDependencyError:
@@ -428,10 +428,10 @@ class _Coder(_Adapting):
             one = domain != "auto" and len(now.mixers) == len(DOMAINS)
             wanted = [DOMAINS.index(domain)] if one else range(len(now.mixers))
             codes = [(MIXING, i, now.mixers[i].encode(data)) for i in wanted]
-        for tier, i, code in codes:
+        for coder, i, code in codes:
             if len(code) + 3 < len(best.code) + (2 if best.tier == RAW else 3):
-                best = Blob(tier, kind, i, self.generation, checksum(data, tier, now.identities[i]), code)
-        return self._guided_if_shorter(best, data) if self.tier == "max" and best.tier == MIXING else best
+                best = Blob(coder, kind, i, self.generation, checksum(data, coder, now.identities[i]), code)
+        return self._guided_if_shorter(best, data) if tier == "max" and best.tier == MIXING else best
 
     def _guided_if_shorter(self, best: Blob, data: bytes) -> Blob:
         """The blob of the language model's tier, with the model that did best without it."""
@@ -481,7 +481,7 @@ class MemoryCodec(_Coder):
     models : Released or sequence of Released, optional
         Models of generation 0, at most four; by default the released one. The shortest code of those that `domain` allows is kept.
     tier : {"fast", "hot", "max"}
-        What `encode` writes: context mixing; zstd with a dictionary; or context mixing with a language model, which takes two to three times as long. Each reads what all wrote.
+        What `encode` writes if it is not told otherwise: context mixing; zstd with a dictionary; or context mixing with a language model, which takes two to three times as long. Each reads what all wrote.
     deltas : sequence of Delta
         Later generations; they are learnt at once.
     guide : ReleasedGuide, optional
@@ -495,7 +495,13 @@ class MemoryCodec(_Coder):
     """
 
     def encode(
-        self, payload: Any, fidelity: str = "lossless", domain: str = "auto", verify: bool = True, prose: bool = False
+        self,
+        payload: Any,
+        fidelity: str = "lossless",
+        domain: str = "auto",
+        verify: bool = True,
+        prose: bool = False,
+        tier: str = "",
     ) -> bytes:
         """Code a payload; `InputError` if it is of another type, or an option is not known.
 
@@ -511,6 +517,8 @@ class MemoryCodec(_Coder):
             Decode the blob before it is returned; if it does not give the payload, keep the payload raw.
         prose : bool
             With ``"semantic"``: write text that is not JSON as `plain` does, without layout and fillers, if that passes its check.
+        tier : {"", "fast", "hot", "max"}
+            Of this record; the codec's own by default.
 
         Returns
         -------
@@ -521,13 +529,14 @@ class MemoryCodec(_Coder):
             fidelity not in ("lossless", "semantic")
             or domain not in ("auto", *DOMAINS)
             or (prose and fidelity == "lossless")
+            or tier not in ("", *TIERS[1:])
         ):
             raise InputError(_OPTIONS)
         kind, data = _payload(payload, fidelity, self.likeness if prose else None)
         with self._lock:
-            blob = frame(self._shortest(kind, data, domain))
+            blob = frame(self._shortest(kind, data, domain, tier or self.tier))
             if verify and not self._gives(blob, kind, data):
-                blob = frame(Blob(RAW, kind, 0, 0, checksum(data, RAW), data))
+                blob = frame(Blob.raw(kind, data))
         return blob
 
     def decode(self, blob: bytes | str | dict[str, Any]) -> Any:

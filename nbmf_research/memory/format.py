@@ -53,6 +53,11 @@ class Blob:
     check: int
     code: bytes
 
+    @classmethod
+    def raw(cls, kind: int, payload: bytes) -> Blob:
+        """A record that is kept as it is."""
+        return cls(RAW, kind, 0, 0, checksum(payload, RAW), payload)
+
 # %% ../../nbs/43_memory.format.ipynb #9fb2dbc1
 def checksum(payload: bytes, tier: int, identity: bytes = b"") -> int:
     """Checksum of a payload and of the model that codes it: 8 bits if raw, else 10."""

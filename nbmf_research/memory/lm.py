@@ -5,7 +5,6 @@
 # %% ../../nbs/45_memory.lm.ipynb #5e1dc7d9
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -18,9 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_arrays
-from safetensors.numpy import save as save_arrays
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -58,7 +54,7 @@ from nbmf_research.memory.records import (
     split_by_group,
     synthetic_records,
 )
-from .training import HELD_OUT, SHARES, Training, draw
+from .training import HELD_OUT, SHARES, Training, draw, read_weights, write_weights
 from ..neural.weights import find_weights
 from ..training import Shard, read_log, register_task
 
@@ -762,28 +758,21 @@ def save_guide(arrays: Mapping[str, Array], own: Mapping[str, Array], path: str 
     """Write a network of `quantised` and the arrays of `primed_weights`; return the file's SHA-256 (32 bytes)."""
     held = {name: own[name] >> (6 if name == "weights" else 0) for name in OWN}
     packed = {f"own_{k}": _squeezed(a.astype(_KINDS[k]).tobytes()) for k, a in held.items()}
-    data = save_arrays({k: np.ascontiguousarray(a) for k, a in arrays.items()} | packed)
-    with atomic_path(path) as there:
-        there.write_bytes(data)
-    return hashlib.sha256(data).digest()
+    return write_weights({**arrays, **packed}, path)
+
+
+def _released_guide(arrays: dict[str, Array], identity: bytes) -> ReleasedGuide:
+    sizes = {"weights": int(SET_STARTS[-1]) * N_INPUTS, "final": 128, "refine": REFINE_ROWS * 33}
+    own = {}
+    for k, n in sizes.items():
+        found = expanded(arrays[f"own_{k}"].tobytes(), n * np.dtype(_KINDS[k]).itemsize)
+        own[k] = np.frombuffer(found, _KINDS[k]).reshape(n).astype(np.int64) << (6 if k == "weights" else 0)
+    return ReleasedGuide(guide(arrays), own, identity)
 
 
 def read_guide(path: str | os.PathLike[str], sha256: str = "") -> ReleasedGuide:
     """Read what `save_guide` wrote; `InputError` if it is not that, or has another SHA-256 than the one named (in hexadecimal digits)."""
-    try:
-        data = Path(path).read_bytes()
-        digest = hashlib.sha256(data)
-        if sha256 and digest.hexdigest() != sha256:
-            raise ValueError("it is not the file that its card describes; fetch it again")
-        arrays = load_arrays(data)
-        sizes = {"weights": int(SET_STARTS[-1]) * N_INPUTS, "final": 128, "refine": REFINE_ROWS * 33}
-        own = {}
-        for k, n in sizes.items():
-            found = expanded(arrays[f"own_{k}"].tobytes(), n * np.dtype(_KINDS[k]).itemsize)
-            own[k] = np.frombuffer(found, _KINDS[k]).reshape(n).astype(np.int64) << (6 if k == "weights" else 0)
-        return ReleasedGuide(guide(arrays), own, digest.digest()[:8])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
-        raise InputError(f"{path} is no readable language model: {e}") from e
+    return read_weights(path, _released_guide, sha256)
 
 
 @cache

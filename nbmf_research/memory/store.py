@@ -21,7 +21,7 @@ import numpy as np
 
 from ..core import InputError, StreamError, require
 from .codec import Delta, MemoryCodec, canonical, read_delta
-from .format import BYTES, GENERATIONS, JSON, RAW, TEXT, Blob, checksum, frame, parse
+from .format import BYTES, GENERATIONS, JSON, RAW, TEXT, Blob, frame, parse
 from .records import DOMAINS
 from .training import Released, released
 
@@ -319,10 +319,8 @@ class _Coding(_Database):
 
     def encode(self, payload: Any, generation: int, level: int, route: Route = Route()) -> bytes:
         """Encode a payload as records of this level are; it is not compared here."""
-        codec = self.codec(generation)
-        with self._lock:
-            codec.tier = self.policy.tiers[level]
-            return codec.encode(payload, route.fidelity, route.domain, verify=False)
+        tier = self.policy.tiers[level]
+        return self.codec(generation).encode(payload, route.fidelity, route.domain, verify=False, tier=tier)
 
     def decode(self, blob: bytes) -> Any:
         """Decode a blob of any generation; `StreamError` if it is damaged."""
@@ -391,8 +389,7 @@ class _Writing(_Coding):
                 return blob, number
             self.fallbacks[f"generation {number} was not exact"] += 1
             self._blame(number)
-        kind, data = as_bytes(wanted)
-        return frame(Blob(RAW, kind, 0, 0, checksum(data, RAW), data)), now.current
+        return frame(Blob.raw(*as_bytes(wanted))), now.current
 
     def _blame(self, generation: int) -> None:
         """Count a mistake of the candidate where all processes see it."""

@@ -13,7 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
@@ -24,8 +27,9 @@ from .records import Record, available_sources, deduplicate, load_source, split_
 from ..neural.weights import find_weights
 
 # %% auto #0
-__all__ = ['SHARES', 'HELD_OUT', 'RELEASED', 'Training', 'draw', 'train_model', 'Ratios', 'ratios', 'measured', 'hold_out',
-           'measured_on', 'Released', 'save_model', 'read_model', 'released', 'release']
+__all__ = ['SHARES', 'HELD_OUT', 'RELEASED', 'T', 'Training', 'draw', 'train_model', 'Ratios', 'ratios', 'measured', 'hold_out',
+           'measured_on', 'Released', 'write_weights', 'read_weights', 'save_model', 'read_model', 'released',
+           'release']
 
 # %% ../../nbs/42_memory.training.ipynb #b6c90a76
 @dataclass(frozen=True)
@@ -200,24 +204,54 @@ class Released:
     identity: bytes
 
 
-def save_model(model: ContextMixer, path: str | os.PathLike[str]) -> bytes:
-    """Write a model as a safetensors file; return its SHA-256 (32 bytes)."""
-    data = save_arrays(pack(model))
+T = TypeVar("T")
+
+
+def write_weights(arrays: Mapping[str, NDArray[Any]], path: str | os.PathLike[str]) -> bytes:
+    """Write arrays as a safetensors file, whole or not at all; return its SHA-256 (32 bytes)."""
+    data = save_arrays({k: np.ascontiguousarray(a) for k, a in arrays.items()})
     with atomic_path(path) as there:
         there.write_bytes(data)
     return hashlib.sha256(data).digest()
 
 
-def read_model(path: str | os.PathLike[str], sha256: str = "") -> Released:
-    """Read a model that `save_model` wrote; `InputError` if it is none, or has another SHA-256 than the one named (in hexadecimal digits)."""
+def read_weights(
+    path: str | os.PathLike[str], make: Callable[[dict[str, NDArray[Any]], bytes], T], sha256: str = ""
+) -> T:
+    """Read a safetensors file of `write_weights`.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    make : callable
+        From the arrays and the identity (first 8 bytes of the file's SHA-256) to the result; what it raises for arrays that it cannot use is reported as an unreadable file.
+    sha256 : str, optional
+        What the file must have, in hexadecimal digits.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, damaged, another than the one named, or of another kind.
+    """
     try:
         data = Path(path).read_bytes()
         digest = hashlib.sha256(data)
         if sha256 and digest.hexdigest() != sha256:
             raise ValueError("it is not the file that its card describes; fetch it again")
-        return Released(unpack(load_arrays(data)), digest.digest()[:8])
+        return make(load_arrays(data), digest.digest()[:8])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
         raise InputError(f"{path} is no readable model: {e}") from e
+
+# %% ../../nbs/42_memory.training.ipynb #d561ae38
+def save_model(model: ContextMixer, path: str | os.PathLike[str]) -> bytes:
+    """Write a model as a safetensors file; return its SHA-256 (32 bytes)."""
+    return write_weights(pack(model), path)
+
+
+def read_model(path: str | os.PathLike[str], sha256: str = "") -> Released:
+    """Read a model that `save_model` wrote; `InputError` if it is none, or has another SHA-256 than the one named (in hexadecimal digits)."""
+    return read_weights(path, lambda arrays, identity: Released(unpack(arrays), identity), sha256)
 
 
 @cache

