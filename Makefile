@@ -24,7 +24,7 @@ report: $(READY)  ## run the benchmarks (smoke profile unless PROFILE=cpu|gpu) a
 
 test: $(READY)  ## run the tests: those in tests/ and those in the notebooks
 	@echo "== tests/"
-	@$(BIN)/pytest -n auto --cov --cov-report=term:skip-covered --cov-fail-under=90
+	@$(BIN)/pytest -n auto --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=90
 	@echo "== notebooks"
 	@OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
 	@echo "== all tests passed"

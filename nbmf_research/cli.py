@@ -26,7 +26,7 @@ __all__ = ['Profile', 'LATTICE_BYTES', 'SPIKES', 'SPIKE_SECONDS', 'SPIKE_VALUES'
            'bench_run', 'bench_report', 'bench_site', 'bench_redraw', 'bench_readme', 'models_list', 'models_card',
            'data_list', 'data_get', 'info', 'encode', 'decode', 'verify', 'spikes', 'train', 'pack_blobs',
            'unpack_blobs', 'memory_encode', 'memory_decode', 'memory_fit', 'memory_collect', 'memory_stats',
-           'memory_migrate', 'memory_train', 'memory_validate', 'ncf_prepare', 'ncf_train', 'ncf_evaluate',
+           'memory_migrate', 'memory_train', 'memory_validate', 'ncf_prepare', 'ncf_train', 'ncf_tune', 'ncf_evaluate',
            'ncf_recommend', 'classify_prepare', 'classify_train', 'classify_evaluate', 'classify_predict',
            'docstring_help', 'add_command', 'build_parser', 'split_parameters', 'explain', 'main']
 
@@ -1412,6 +1412,48 @@ def ncf_train(path: str, *, parameters: Mapping[str, str] | None = None) -> None
     print(_measures({config.model: figures}, FIGURES))
     print(config.folder)
 
+# %% ../nbs/69_cli.ipynb #7a2fe726
+def ncf_tune(
+    path: str,
+    *,
+    trials: int = 20,
+    storage: str = "",
+    target: str = "",
+    seconds: float = 0.0,
+    parameters: Mapping[str, str] | None = None,
+) -> None:
+    """Search the settings under search in a YAML file on each user's last training item, show the best, and write a configuration for nbmf ncf train; other values are given as --KEY VALUE.
+
+    Parameters
+    ----------
+    path : str
+        The configuration, such as nbs/configs/ncf_tune.yaml.
+    trials : int
+        Trials that there shall be in the end, with those that the storage holds.
+    storage : str
+        SQLite file: the same command goes on where an earlier one stopped. Without it Ctrl-C still ends with what is found.
+    target : str
+        The configuration to write; tuned.yaml in the folder of the configuration if left out.
+    seconds : float
+        No trial is begun after so many seconds; 0: no limit.
+    parameters : mapping
+        Values that differ, as text; settings.KEY names a setting of the model, search.KEY its range.
+    """
+    from nbmf_research.ncf.commands import read_ncf_config, tune_recommender
+
+    config = read_ncf_config(path, parameters)
+    found, written = tune_recommender(
+        config, trials, storage=storage or None, target=target or None, seconds=seconds or None
+    )
+    shown = {"trial": "trial", **{name: name for name in config.search}, "quality": "quality"} | FIGURES
+    best = found.trials.dropna(subset="quality").nlargest(5, "quality").to_dict("records")
+    print(_table(list(shown.values()), [[_cell(row.get(key, "")) for key in shown] for row in best]))
+    print(written)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
 # %% ../nbs/69_cli.ipynb #67d77ee7
 def ncf_evaluate(
     folder: str = "runs/ncf", source: str = "synthetic", *, test: Literal["last", "given"] = "last", seed: int = 0
@@ -1568,7 +1610,13 @@ COMMANDS: Tree = {
         "validate": memory_validate,
         "migrate": memory_migrate,
     },
-    "ncf": {"prepare": ncf_prepare, "train": ncf_train, "evaluate": ncf_evaluate, "recommend": ncf_recommend},
+    "ncf": {
+        "prepare": ncf_prepare,
+        "tune": ncf_tune,
+        "train": ncf_train,
+        "evaluate": ncf_evaluate,
+        "recommend": ncf_recommend,
+    },
     "classify": {
         "prepare": classify_prepare,
         "train": classify_train,
@@ -1581,12 +1629,18 @@ GROUPS = {
     "data": "Public recordings.",
     "models": "Weights of learned codecs.",
     "memory": "Records of agents' memories: short texts and JSON, each a blob of its own.",
-    "ncf": "Recommendation: prepare, train, evaluate, recommend.",
+    "ncf": "Recommendation: prepare, tune, train, evaluate, recommend.",
     "classify": "Text classification: prepare, train, evaluate, predict.",
     "": "Learned compression of neural recordings, with a guarantee, and of agents' memory records.",
 }
 FREE = ("parameters",)  # arguments that are filled from options which no parser knows
-OPEN = (("bench", "run"), ("train",), ("ncf", "train"), ("classify", "train"))  # commands that take such options
+OPEN = (
+    ("bench", "run"),
+    ("train",),
+    ("ncf", "tune"),
+    ("ncf", "train"),
+    ("classify", "train"),
+)  # commands that take such options
 
 # %% ../nbs/69_cli.ipynb #e0783e4d
 def docstring_help(function: Command) -> tuple[str, dict[str, str]]:
@@ -1675,13 +1729,15 @@ def _add_tree(parser: ArgumentParser, tree: Tree) -> None:
 KNOWN = ("--profile", "--help", "--debug")
 
 
-def split_parameters(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+def split_parameters(words: Sequence[str], known: Sequence[str] = KNOWN) -> tuple[list[str], dict[str, str]]:
     """Take the options that no parser knows out of the words behind ``bench run`` or ``train``.
 
     Parameters
     ----------
     words : sequence of str
         Such as ``["neural_lossless", "--seconds", "3"]``.
+    known : sequence of str
+        Options that the parser knows.
 
     Returns
     -------
@@ -1699,7 +1755,7 @@ def split_parameters(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     while queue:
         word = queue.pop(0)
         key, equals, value = word.partition("=")
-        if not key.startswith("--") or key in KNOWN:
+        if not key.startswith("--") or key in known:
             rest.append(word)
             continue
         if not equals:
@@ -1712,6 +1768,15 @@ def split_parameters(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return rest, taken
 
 # %% ../nbs/69_cli.ipynb #03418ff8
+def _own_options(head: Sequence[str]) -> tuple[str, ...]:
+    """Options of a command that its parser knows."""
+    node: Any = COMMANDS
+    for word in head:
+        node = node[word]
+    named = inspect.signature(node).parameters.values()
+    return tuple(f"--{p.name}" for p in named if p.kind is p.KEYWORD_ONLY and p.name not in FREE)
+
+
 def _names_first(words: Sequence[str]) -> list[str]:
     """Move what stands without an option before the options: argparse takes an optional word only there."""
     node: Any = COMMANDS
@@ -1736,7 +1801,7 @@ def _dispatch(words: Sequence[str]) -> None:
     line = [w for w in words if w != "--debug"]
     for head in OPEN:
         if tuple(line[: len(head)]) == head:
-            rest, taken = split_parameters(line[len(head) :])
+            rest, taken = split_parameters(line[len(head) :], (*KNOWN, *_own_options(head)))
             line, free = [*head, *rest], {"parameters": taken}
     chosen: Namespace = build_parser().parse_args(_names_first(line))
     node: Any = COMMANDS

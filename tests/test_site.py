@@ -403,11 +403,3 @@ def test_the_citation_names_the_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == site.read_project(ROOT).settings["version"] and citation["license"] == "Apache-2.0"
     assert "Apache License" in (ROOT / "LICENSE").read_text()
-
-
-@pytest.mark.slow
-def test_this_site_builds_without_a_dead_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    which = shutil.which
-    monkeypatch.setattr(site.shutil, "which", lambda name: None if name == "quarto" else which(name))
-    index = site.build_site("cpu", out=tmp_path / "docs", root=ROOT)
-    assert index == tmp_path / "docs" / "index.html" and index.is_file()

@@ -474,24 +474,20 @@ class _Coder(_Adapting):
 
 # %% ../../nbs/44_memory.codec.ipynb #65ab6987
 class MemoryCodec(_Coder):
-    """Code short records of text and JSON.
+    """Code short records of text and JSON. Safe to share between threads: calls wait for each other, and for those of other codecs of the same model.
 
     Parameters
     ----------
     models : Released or sequence of Released, optional
         Models of generation 0, at most four; by default the released one. The shortest code of those that `domain` allows is kept.
     tier : {"fast", "hot", "max"}
-        What `encode` writes if it is not told otherwise: context mixing; zstd with a dictionary; or context mixing with a language model, which takes two to three times as long. Each reads what all wrote.
+        What `encode` writes if it is not told otherwise: context mixing; zstd with a dictionary (`MissingDependencyError` if ``zstandard`` is not installed); or context mixing with a language model, which takes two to three times as long. Each reads what all wrote.
     deltas : sequence of Delta
         Later generations; they are learnt at once.
     guide : ReleasedGuide, optional
         Language model of the tier ``"max"``; the released one by default.
     likeness : callable, optional
         Likeness of two texts, 0 to 1, for ``prose=True``; such as a cosine of embeddings. `shared_words` by default.
-
-    Notes
-    -----
-    ``tier="hot"`` raises `MissingDependencyError` if ``zstandard`` is not installed. Safe to share between threads: calls wait for each other, and for those of other codecs of the same model.
     """
 
     def encode(
@@ -503,7 +499,7 @@ class MemoryCodec(_Coder):
         prose: bool = False,
         tier: str = "",
     ) -> bytes:
-        """Code a payload; `InputError` if it is of another type, or an option is not known.
+        """Code a payload as bytes, at most two more than it has; `InputError` if it is of another type, or an option is not known.
 
         Parameters
         ----------
@@ -519,11 +515,6 @@ class MemoryCodec(_Coder):
             With ``"semantic"``: write text that is not JSON as `plain` does, without layout and fillers, if that passes its check.
         tier : {"", "fast", "hot", "max"}
             Of this record; the codec's own by default.
-
-        Returns
-        -------
-        bytes
-            At most two bytes more than the payload.
         """
         if (
             fidelity not in ("lossless", "semantic")

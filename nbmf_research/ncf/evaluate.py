@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal, TypeAlias
 
@@ -16,11 +16,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..core import InputError, njit
 from ..metrics import Interval, bootstrap_ci, paired_bootstrap
-from .data import Index, Split, Times, take_users
+from .data import Index, Interactions, Split, Times, held_out_rows, take_rows, take_users
 
 # %% auto #0
 __all__ = ['Scorer', 'GAPS', 'Ranks', 'best_items', 'rank', 'coverage', 'popularity_bias', 'summary', 'cheaters', 'chance_hit',
-           'audit', 'seconds_since_last', 'gap_strata', 'length_strata', 'stratified', 'compare', 'violations']
+           'audit', 'seconds_since_last', 'gap_strata', 'length_strata', 'stratified', 'hold_out_items',
+           'without_answers', 'compare', 'violations']
 
 # %% ../../nbs/51_ncf.evaluate.ipynb #7a756810
 @njit
@@ -94,6 +95,18 @@ class Ranks:
     def reciprocal_rank(self) -> NDArray[np.float64]:
         """1 / rank of the best relevant item, shape (m,); its mean is the MRR."""
         return np.asarray(1.0 / np.minimum.reduceat(self.ranks, self.indptr[:-1]), np.float64)
+
+    def auc(self, competitors: ArrayLike) -> NDArray[np.float64]:
+        """Share of the irrelevant items that stand below a relevant one, mean over relevant items, shape (m,): the area under the ROC curve.
+
+        Parameters
+        ----------
+        competitors : int, or array of int, shape (m,)
+            Number of items that were ranked, relevant ones included. Random scores reach 0.5, constant ones 0.
+        """
+        r = self.n_relevant
+        ahead = (self._sums(self.ranks) - r * (r + 1) / 2) / r
+        return np.asarray(1 - ahead / (np.asarray(competitors) - r), np.float64)
 
 # %% ../../nbs/51_ncf.evaluate.ipynb #895946eb
 Scorer: TypeAlias = Callable[[NDArray[np.int64], Times], NDArray[np.floating]]
@@ -344,6 +357,53 @@ def stratified(models: Mapping[str, Ranks], labels: NDArray[np.str_], k: int = 1
                 row |= {metric: ci.value, f"{metric}_lo": ci.lo, f"{metric}_hi": ci.hi}
             rows.append(row)
     return pd.DataFrame(rows)
+
+# %% ../../nbs/51_ncf.evaluate.ipynb #9bf3ff9e
+def hold_out_items(data: Interactions, share: float = 0.1, *, asked: float = 0.5, seed: int = 0) -> Split:
+    """Hide items from training, and ask for them.
+
+    Parameters
+    ----------
+    data : Interactions
+        All rows.
+    share : float
+        Share of the items with any row that is hidden, drawn at random.
+    asked : float
+        Share of the users who may be asked; the others are there for `without_answers`.
+    seed : int
+        Seed of both draws.
+
+    Returns
+    -------
+    Split
+        Training rows without the hidden items, which stay listed; and for each asked user who met some of them, but not all, and anything else: the hidden items met, among all hidden items as candidates.
+
+    Raises
+    ------
+    InputError
+        If a share is not one, or nobody can be asked.
+    """
+    known = np.flatnonzero(data.popularity)
+    n = max(round(share * len(known)), 1)
+    if not (0 < share < 1 and 0 < asked <= 1 and n < len(known)):
+        raise InputError(f"shares lie between 0 and 1, and some items stay: {n} of {len(known)} would be hidden")
+    rng = np.random.default_rng(seed)
+    new = np.sort(rng.choice(known, n, replace=False)).astype(np.int32)
+    hidden = np.isin(data.items, new)
+    met = np.bincount(data.users[hidden], minlength=data.n_users)
+    some = rng.permutation(data.n_users) < asked * data.n_users
+    some &= (met > 0) & (met < n) & (met < data.lengths)
+    if not some.any():
+        raise InputError("nobody met a hidden item beside others: hide more items, or ask more users")
+    test = held_out_rows(data, hidden & some[data.users]).test
+    candidates = np.tile(new, (len(test), 1))
+    return Split(take_rows(data, ~hidden), replace(test, candidates=candidates), "new items")
+
+# %% ../../nbs/51_ncf.evaluate.ipynb #5c01056f
+def without_answers(data: Interactions, split: Split) -> Interactions:
+    """Rows of `data` but those that the split asks for: what a model may learn from that knows the hidden items from other users."""
+    pairs = data.users.astype(np.int64) * data.n_items + data.items
+    return take_rows(data, ~np.isin(pairs, _pairs(split.test.users, split.test.indptr, split.test.items, data.n_items)))
 
 # %% ../../nbs/51_ncf.evaluate.ipynb #32e25a48
 def compare(a: Ranks, b: Ranks, metric: Literal["hr", "ndcg", "mrr"] = "ndcg", k: int = 10) -> Interval:

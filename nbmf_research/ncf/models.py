@@ -38,9 +38,9 @@ from nbmf_research.training import (
 )
 
 # %% auto #0
-__all__ = ['Towers', 'Objective', 'GMFNetwork', 'MLPNetwork', 'NeuMFNetwork', 'Batch', 'ranking_loss', 'teaching_loss',
-           'NetworkSettings', 'NeuralRecommender', 'weighted', 'RankingTask', 'hold_out', 'train_network', 'GMF',
-           'Tower', 'MLP', 'NeuMF']
+__all__ = ['Towers', 'Objective', 'Start', 'GMFNetwork', 'MLPNetwork', 'NeuMFNetwork', 'Batch', 'ranking_loss', 'teaching_loss',
+           'NetworkSettings', 'NeuralRecommender', 'weighted', 'recent', 'chances', 'draw_items', 'RankingTask',
+           'hold_out', 'train_network', 'GMF', 'Tower', 'MLP', 'NeuMF']
 
 # %% ../../nbs/53_ncf.models.ipynb #6f9aa33b
 Towers = tuple[int, ...]
@@ -102,11 +102,11 @@ class MLPNetwork(nn.Module):
 
 
 class NeuMFNetwork(nn.Module):
-    """GMF and MLP with tables of their own; their logits are added."""
+    """GMF and MLP with tables of their own, those of GMF of width `wide` (0: `dim`); their logits are added."""
 
-    def __init__(self, n_items: int, dim: int, hidden: Towers = (128, 64, 32)) -> None:
+    def __init__(self, n_items: int, dim: int, hidden: Towers = (128, 64, 32), wide: int = 0) -> None:
         super().__init__()
-        self.gmf, self.mlp = GMFNetwork(n_items, dim), MLPNetwork(n_items, dim, hidden)
+        self.gmf, self.mlp = GMFNetwork(n_items, wide or dim), MLPNetwork(n_items, dim, hidden)
 
     def forward(self, histories: Tensor, items: Tensor) -> Tensor:
         """Logits of shape (n, m) for weighted histories (n, n_items) and item numbers (m,)."""
@@ -114,20 +114,22 @@ class NeuMFNetwork(nn.Module):
 
 # %% ../../nbs/53_ncf.models.ipynb #d7836a5d
 Objective = Literal["softmax", "squared", "pairs"]
+Start = Literal["svd", "random", "gmf"]
 
 
 class Batch(NamedTuple):
-    """What one step sees: weighted `histories` (b, n_items); and for the item numbers `items` (m,): what was `met` (b, m), the weight of `unmet` (b, m; only for pairs) and a teacher's `taught` scores (b, m), or None."""
+    """What one step sees: weighted `histories` (b, n_items); and for the item numbers `items` (m,): how much each `met` item counts (b, m; 0: not met), the weight of `unmet` (b, m; only for pairs) and a teacher's `taught` scores (b, m), or None; `weight` (m,) is one over the probability that the item was drawn."""
 
     histories: Tensor
     items: Tensor
     met: Tensor
     unmet: Tensor | None
     taught: Tensor | None
+    weight: Tensor
 
 
 def ranking_loss(logits: Tensor, batch: Batch, objective: Objective) -> Tensor:
-    """Loss of logits (b, m), for each met item.
+    """Loss of logits (b, m), for each met item. Items that were drawn with unequal chances are weighted so that every sum estimates the one over the catalogue.
 
     Parameters
     ----------
@@ -138,19 +140,24 @@ def ranking_loss(logits: Tensor, batch: Batch, objective: Objective) -> Tensor:
     objective : {"softmax", "squared", "pairs"}
         Multinomial likelihood; squared error; binary cross-entropy of met and drawn items.
     """
-    met, n = batch.met, batch.met.sum().clamp(min=1)
+    met = batch.met * batch.weight
+    n = met.sum().clamp(min=1)
     if objective == "softmax":
-        return -(F.log_softmax(logits, 1) * met).sum() / n
+        total = torch.logsumexp(logits + batch.weight.log(), 1, keepdim=True)
+        return ((total - logits) * met).sum() / n
     if objective == "squared":
-        return (logits - met).square().sum() / n
+        seen = met > 0
+        return (torch.where(seen, met, batch.weight) * (logits - seen.float()).square()).sum() / n
     if batch.unmet is None:
         raise InputError("the loss of pairs needs drawn negatives in the batch")
-    return (met * F.softplus(-logits) + batch.unmet * F.softplus(logits)).sum() / n
+    return (met * F.softplus(-logits) + batch.unmet * batch.weight * F.softplus(logits)).sum() / n
 
 
-def teaching_loss(logits: Tensor, taught: Tensor) -> Tensor:
-    """Mean squared difference of logits and a teacher's scores, both (b, m), each row without its mean: only the ranking within a row is taught."""
-    return (logits - logits.mean(1, keepdim=True) - taught + taught.mean(1, keepdim=True)).square().mean()
+def teaching_loss(logits: Tensor, taught: Tensor, weight: Tensor) -> Tensor:
+    """Mean squared difference of logits and a teacher's scores, both (b, m), each row without its mean: only the ranking within a row is taught. Means are over items with the given weights (m,)."""
+    share, gap = weight / weight.sum(), logits - taught
+    gap = gap - (gap * share).sum(1, keepdim=True)
+    return (gap.square() * share).sum(1).mean()
 
 # %% ../../nbs/53_ncf.models.ipynb #0239a19f
 @dataclass(eq=False)
@@ -171,12 +178,16 @@ class NetworkSettings(Recommender):
         Passes over the users, at most.
     users, items : int
         Users in a batch, and items in a batch, drawn at random (0: the whole catalogue).
+    draw : float
+        Items are drawn with chances in proportion to (1 + popularity)^draw, and weighted in the loss by one over their chance.
     dropout : float
         Share of each history that is hidden in training.
+    recency : float
+        A met item with k later ones in its history counts (1 + k)^-recency in the data's loss, scaled to mean 1 over the history; 0: all count the same.
     rate, decay : float
         Peak learning rate of Adam, and its decoupled weight decay.
-    start : {"svd", "random"}
-        First embeddings.
+    start : {"svd", "random", "gmf"}
+        First embeddings. gmf, only in NeuMF: a `GMF` is trained first, and the tower begins at nothing.
     patience : int
         Validations without improvement (there is one every eighth of the epochs) before training ends; 0: no hold-out, all rows are trained on.
     teacher : Recommender, optional
@@ -194,10 +205,12 @@ class NetworkSettings(Recommender):
     epochs: int = 40
     users: int = 128
     items: int = 0
-    dropout: float = 0.5
+    draw: float = 0.5
+    dropout: float = 0.25
+    recency: float = 0.5
     rate: float = 3e-3
     decay: float = 0.0
-    start: Literal["svd", "random"] = "svd"
+    start: Start = "svd"
     patience: int = 3
     teacher: Recommender | None = None
     teach: float = 0.9
@@ -210,19 +223,27 @@ class NeuralRecommender(NetworkSettings):
 
     _order: ClassVar[Literal["no", "training", "history"]] = "training"
     _network: ClassVar[type[nn.Module]]
+    _starts: ClassVar[tuple[Start, ...]] = ("svd", "random")
 
     def __post_init__(self) -> None:
-        if min(self.dim, self.epochs, self.users, self.rate) <= 0 or min(self.items, self.decay, self.patience) < 0:
-            raise InputError("dim, epochs, users and rate are positive; items, decay and patience not negative")
+        least = (self.items, self.decay, self.patience, self.recency, self.draw)
+        if min(self.dim, self.epochs, self.users, self.rate) <= 0 or min(least) < 0:
+            raise InputError(
+                "dim, epochs, users and rate are positive; items, decay, patience, recency and draw not negative"
+            )
         if not (0 <= self.dropout < 1 and 0 <= self.teach <= 1) or self.ratio < 1:
             raise InputError("dropout lies in [0, 1), teach in [0, 1], and ratio is at least 1")
-        if self.objective not in ("softmax", "squared", "pairs") or self.start not in ("svd", "random"):
-            raise InputError("objective is softmax, squared or pairs; start is svd or random")
+        if self.objective not in ("softmax", "squared", "pairs") or self.start not in self._starts:
+            raise InputError(f"objective is softmax, squared or pairs; start is {' or '.join(self._starts)}")
 
     @property
     def _task(self) -> type[RankingTask]:
         """What the network is trained on."""
         return RankingTask
+
+    def network(self, n_items: int) -> nn.Module:
+        """An untrained network of these settings."""
+        return type(self)._network(n_items, self.dim, tuple(self.hidden))
 
     def _start(self, module: nn.Module, train: Interactions) -> None:
         """Set the first embeddings from the data."""
@@ -231,7 +252,7 @@ class NeuralRecommender(NetworkSettings):
     def _fit(self, data: Interactions) -> Arrays:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return train_network(self, type(self)._network(data.n_items, self.dim, tuple(self.hidden)), data)
+            return train_network(self, self.network(data.n_items), data)
 
 
 def weighted(histories: Interactions) -> sp.csr_matrix:
@@ -240,17 +261,46 @@ def weighted(histories: Interactions) -> sp.csr_matrix:
     x.data = np.repeat(np.maximum(histories.lengths, 1) ** -0.5, histories.lengths).astype(np.float32)
     return x
 
+
+def recent(histories: Interactions, power: float) -> sp.csr_matrix:
+    """How much each met item counts as an answer: (1 + number of later items)^-`power`, scaled to mean 1 in each history; shape (n, n_items)."""
+    x, users = histories.matrix(), histories.users
+    counts = np.asarray(histories.indptr[users + 1] - np.arange(len(histories)), np.float64) ** -power
+    total = np.bincount(users, counts, histories.n_users)
+    x.data = (counts * (histories.lengths / np.maximum(total, 1e-9))[users]).astype(np.float32)
+    return x
+
 # %% ../../nbs/53_ncf.models.ipynb #33748e36
+def chances(popularity: NDArray[np.int64], n: int, power: float) -> NDArray[np.float64]:
+    """Probabilities of drawing items, in proportion to (1 + popularity)^`power` but at most 1, that add up to `n`; shape (n_items,)."""
+    weight, full = (1.0 + popularity) ** power, np.zeros(len(popularity), bool)
+    if n >= len(popularity):
+        return np.ones(len(popularity))
+    while True:
+        p = np.where(full, 1.0, (n - full.sum()) * weight / weight[~full].sum())
+        if (p <= 1).all():
+            return p
+        full |= p >= 1
+
+
+def draw_items(p: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw each item with its probability, their number as good as fixed: a systematic sample in random order. Sorted."""
+    order = rng.permutation(len(p))
+    marks = np.floor(np.cumsum(p[order]) + rng.random())
+    return np.sort(order[np.diff(marks, prepend=0.0) > 0])
+
+# %% ../../nbs/53_ncf.models.ipynb #f8be16e3
 class _Batches:
     """Batches of users, each a function of its number."""
 
     def __init__(self, settings: NeuralRecommender, train: Interactions) -> None:
         self.settings, self.train = settings, train
         self.asked = np.flatnonzero(train.lengths)
-        self.matrix = train.matrix()
+        self.counts = recent(train, settings.recency)
+        self.chances = chances(train.popularity, settings.items or train.n_items, settings.draw)
         self.taught = _taught(settings.teacher, train)
         self.sampler = NegativeSampler(train, settings.ratio, settings.seed) if settings.objective == "pairs" else None
-        self._epoch, self._order, self._unmet = -1, self.asked, self.matrix
+        self._epoch, self._order, self._unmet = -1, self.asked, self.counts
 
     @property
     def steps(self) -> int:
@@ -272,19 +322,20 @@ class _Batches:
         self._begin(epoch)
         rng = np.random.default_rng([s.seed, epoch, place])
         users = self._order[place * s.users : (place + 1) * s.users]
-        n = self.train.n_items
-        items = np.arange(n) if not 0 < s.items < n else np.sort(rng.choice(n, s.items, replace=False))
-        met = self.matrix[users].toarray()
-        shown = met * (rng.random(met.shape, np.float32) >= s.dropout)
+        items = draw_items(self.chances, rng)
+        met = self.counts[users].toarray()
+        shown = np.asarray((met > 0) & (rng.random(met.shape, np.float32) >= s.dropout), np.float32)
         shown /= np.sqrt(np.maximum(shown.sum(1, keepdims=True), 1))
         parts = (
             self._unmet[users].toarray()[:, items] if self.sampler else None,
             self.taught[users][:, items] if self.taught is not None else None,
         )
-        rest = (torch.from_numpy(np.ascontiguousarray(p)) if p is not None else None for p in parts)
-        return Batch(torch.from_numpy(shown), torch.from_numpy(items), torch.from_numpy(met[:, items]), *rest)
+        unmet, taught = (torch.from_numpy(np.ascontiguousarray(p)) if p is not None else None for p in parts)
+        weight = torch.from_numpy((1 / self.chances[items]).astype(np.float32))
+        x, judged, y = (torch.from_numpy(part) for part in (shown, items, met[:, items]))
+        return Batch(x, judged, y, unmet, taught, weight)
 
-# %% ../../nbs/53_ncf.models.ipynb #1ec14f6d
+# %% ../../nbs/53_ncf.models.ipynb #f75f2481
 class RankingTask(_Batches):
     """What the package's trainer needs to train a network on histories; see `training.Task`.
 
@@ -315,7 +366,7 @@ class RankingTask(_Batches):
         logits, s = module(batch.histories, batch.items), self.settings
         if batch.taught is None:
             return {"loss": ranking_loss(logits, batch, s.objective)}
-        taught = teaching_loss(logits, batch.taught)
+        taught = teaching_loss(logits, batch.taught, batch.weight)
         own = ranking_loss(logits, batch, s.objective) if s.teach < 1 else torch.zeros(())
         return {"loss": s.teach * taught + (1 - s.teach) * own, "taught": taught}
 
@@ -391,7 +442,7 @@ def train_network(model: NeuralRecommender, module: nn.Module, data: Interaction
     """
     held = hold_out(data, model.seed) if model.patience and (data.lengths > 1).any() else None
     train = held.train if held else data
-    if model.start == "svd":
+    if model.start != "random":
         model._start(module, train)
     task = model._task(module, model, train, held)
     every = task.steps * max(model.epochs // 8, 1)
@@ -420,7 +471,7 @@ class GMF(NeuralRecommender):
     _network = GMFNetwork
     dim: int = 192
     epochs: int = 24
-    start: Literal["svd", "random"] = "random"
+    start: Start = "random"
 
     def _score(self, histories: Interactions, now: Times) -> NDArray[np.float32]:
         return _gmf_scores(self.arrays, "", histories)
@@ -486,9 +537,11 @@ class MLP(_WithTower):
     """The seed's model: vectors of 64 side by side, layers of 128, 64 and 32 with ReLU, trained on logits; settings in `NetworkSettings`."""
 
     _network = MLPNetwork
-    epochs: int = 36
-    users: int = 32
-    items: int = 256
+    epochs: int = 16
+    users: int = 16
+    items: int = 512
+    rate: float = 6e-3
+    decay: float = 0.3
 
     def _score(self, histories: Interactions, now: Times) -> NDArray[np.float32]:
         return self.tower().score(histories)
@@ -497,13 +550,42 @@ class MLP(_WithTower):
 @register_recommender("neumf")
 @dataclass(eq=False)
 class NeuMF(_WithTower):
-    """Neural matrix factorisation: GMF and MLP added, trained together from the start; settings in `NetworkSettings`."""
+    """Neural matrix factorisation: GMF and MLP added. A `GMF` is trained first on the whole catalogue, then both together; further settings in `NetworkSettings`.
+
+    Attributes
+    ----------
+    wide : int
+        Length of the embeddings of the GMF part; `dim` is that of the tower.
+    """
 
     _network = NeuMFNetwork
     _prefix = "mlp."
-    epochs: int = 20
+    _starts = ("svd", "random", "gmf")
+    epochs: int = 4
     users: int = 32
     items: int = 256
+    rate: float = 3e-4
+    start: Start = "gmf"
+    wide: int = 192
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.wide < 1:
+            raise InputError("wide, the length of the embeddings of the GMF part, is positive")
+
+    def network(self, n_items: int) -> NeuMFNetwork:
+        """An untrained network of these settings."""
+        return NeuMFNetwork(n_items, self.dim, tuple(self.hidden), self.wide)
+
+    def _start(self, module: nn.Module, train: Interactions) -> None:
+        super()._start(module, train)
+        if self.start == "gmf":
+            assert isinstance(module, NeuMFNetwork)
+            shared = ("objective", "ratio", "dropout", "recency", "teacher", "teach", "seed")
+            first = GMF(self.wide, patience=0, **{name: getattr(self, name) for name in shared}).fit(train)
+            module.gmf.load_state_dict({k: torch.from_numpy(first.arrays[k]) for k in module.gmf.state_dict()})
+            for end in module.mlp.out.parameters():
+                nn.init.zeros_(end)
 
     def _score(self, histories: Interactions, now: Times) -> NDArray[np.float32]:
         return _gmf_scores(self.arrays, "gmf.", histories) + self.tower().score(histories)

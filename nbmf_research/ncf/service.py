@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.feature_extraction.text import TfidfVectorizer
+from scipy.linalg import cho_factor, cho_solve
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 from ..core import InputError, NbmfError, require
 from .data import Interactions, sanitise_text
@@ -24,7 +26,8 @@ from .legacy import SeedMLP, read_seed_checkpoint
 from .recommender import Recommender, load_recommender, new_histories
 
 # %% auto #0
-__all__ = ['log', 'NCFModelNotFoundError', 'ColdStartError', 'ContentIndex', 'Queries', 'NCFService']
+__all__ = ['log', 'NCFModelNotFoundError', 'ColdStartError', 'content_words', 'ContentIndex', 'Queries', 'unit_scores',
+           'NCFService']
 
 # %% ../../nbs/54_ncf.service.ipynb #63c75947
 class NCFModelNotFoundError(InputError, FileNotFoundError):
@@ -35,8 +38,19 @@ class ColdStartError(NbmfError, LookupError):
     """A user or an item is unknown, and nothing else is known about it either."""
 
 # %% ../../nbs/54_ncf.service.ipynb #ddb0beb2
+_WORD = re.compile(r"[\w'-]+")
+_YEAR = re.compile(r"(?:18|19|20)\d\d")
+
+
+def content_words(text: str) -> list[str]:
+    """Words of a description in lower case; a year stands for its neighbours and its decade too."""
+    words = _WORD.findall(sanitise_text(text).lower())
+    years = [int(w) for w in words if _YEAR.fullmatch(w)]
+    return [*words, *(f"~{y + d}" for y in years for d in range(-2, 3)), *(f"{y // 10}0s" for y in years)]
+
+# %% ../../nbs/54_ncf.service.ipynb #4a33b5b0
 class ContentIndex:
-    """Nearest known items of a description.
+    """What a description says about an item's scores, and which known items are nearest to it.
 
     Parameters
     ----------
@@ -45,25 +59,47 @@ class ContentIndex:
     item_map : mapping of str to int
         The model's item numbers.
     k : int
-        Neighbours.
+        Nearest items that `neighbours` gives.
+    ridge : float
+        Ridge of the regression, in items: a word that so many items share has half of its say.
 
     Raises
     ------
     InputError
-        If no known item has a description.
+        If no known item has a description, or the ridge is not positive.
     """
 
-    def __init__(self, texts: Mapping[str, str], item_map: Mapping[str, int], k: int = 20) -> None:
+    max_words = 1000  # those of most items
+
+    def __init__(self, texts: Mapping[str, str], item_map: Mapping[str, int], k: int = 20, ridge: float = 10.0) -> None:
         known = [name for name in texts if name in item_map]
         if not any(texts[name].strip() for name in known):
             raise InputError("no item that the model knows has a description")
+        if ridge <= 0:
+            raise InputError(f"the ridge is positive, not {ridge}")
         self.numbers = np.array([item_map[name] for name in known])
         self.k = min(k, len(known))
+        clean = [sanitise_text(texts[name]) for name in known]
         self._words = TfidfVectorizer(token_pattern=r"[\w'-]+", sublinear_tf=True)
-        self._rows = self._words.fit_transform([sanitise_text(texts[name]) for name in known])
+        self._rows = self._words.fit_transform(clean)
+        self._parts = CountVectorizer(analyzer=content_words, binary=True, max_features=self.max_words)
+        self._has = self._parts.fit_transform(clean).astype(np.float64)
+        self._mean = np.asarray(self._has.mean(axis=0)).ravel()
+        gram = (self._has.T @ self._has).toarray() - len(known) * np.outer(self._mean, self._mean)
+        gram[np.diag_indices(len(gram))] += ridge
+        self._factor = cho_factor(gram, lower=True, overwrite_a=True)
+
+    def weights(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Numbers of the described items and their weights in the score of a new one (they sum to 1; some are negative); empty if no word is known."""
+        words = self._parts.transform([text])
+        if words.nnz == 0:
+            return self.numbers[:0], np.empty(0, np.float32)
+        say = cho_solve(self._factor, words.toarray()[0] - self._mean)
+        shares = self._has @ say - self._mean @ say + 1 / len(self.numbers)
+        return self.numbers, np.asarray(shares, np.float32)
 
     def neighbours(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Item numbers and weights (they sum to 1) of the nearest items; empty if no word is known."""
+        """Item numbers and weights (they sum to 1) of the nearest items by TF-IDF and cosine; empty if no word is known."""
         near = np.asarray((self._rows @ self._words.transform([sanitise_text(text)]).T).todense())[:, 0]
         best = np.argsort(-near, kind="stable")[: self.k]
         best = best[near[best] > 0]
@@ -160,6 +196,13 @@ class _Histories(_Loaded):
             self._events.setdefault(user_id, []).append((item_id, timestamp))
 
 # %% ../../nbs/54_ncf.service.ipynb #3cecb31c
+def unit_scores(raw: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Scores between 0 and 1 in the order of `raw`, shape (..., n_items): the sigmoid of arsinh(z), z in units of each row's spread. It is the sigmoid near 0.5 and never so near to 1 that float32 holds two unequal scores for equal."""
+    z = np.asarray(raw, np.float64)
+    z = (z - z.mean(-1, keepdims=True)) / np.maximum(z.std(-1, keepdims=True), 1e-9)
+    return np.asarray(1 / (1 + np.exp(-np.arcsinh(z))), np.float32)
+
+# %% ../../nbs/54_ncf.service.ipynb #df314ea4
 class _Cached(_Histories):
     """Scores of the users who were asked about last."""
 
@@ -185,16 +228,14 @@ class _Cached(_Histories):
         else:
             people = new_histories(self._data.item_ids, [[i for i, _ in met]], [[t for _, t in met]])
             raw = self.model.score(people, now)[0]
-        if not isinstance(self.model, SeedMLP):
-            raw = (raw - raw.mean()) / max(float(raw.std()), 1e-9)
-        found = np.asarray(1 / (1 + np.exp(-raw)), np.float32)
+        found = np.asarray(1 / (1 + np.exp(-raw)), np.float32) if isinstance(self.model, SeedMLP) else unit_scores(raw)
         with self._lock:
             self._cache[key] = found
             while len(self._cache) > self.cache_size:
                 self._cache.popitem(last=False)
         return found
 
-# %% ../../nbs/54_ncf.service.ipynb #9ff5657e
+# %% ../../nbs/54_ncf.service.ipynb #d8de2ccf
 class _Predicting(_Cached):
     """Scores of single items, new ones too."""
 
@@ -217,7 +258,7 @@ class _Predicting(_Cached):
         """
         with self._lock:
             index = ContentIndex(known, self._data.item_map)
-            near = {name: index.neighbours(text) for name, text in new.items() if name not in self._data.item_map}
+            near = {name: index.weights(text) for name, text in new.items() if name not in self._data.item_map}
             self._added |= {name: found for name, found in near.items() if len(found[0])}
             return [name for name in new if name in self._added]
 
@@ -250,7 +291,7 @@ class _Predicting(_Cached):
         if item not in self._added:
             raise ColdStartError(f"item {item!r} is unknown: describe it with add_items()")
         numbers, weights = self._added[item]
-        return float(scores[numbers] @ weights)
+        return min(max(float(scores[numbers] @ weights), 0.0), 1.0)
 
     def predict_batch(self, pairs: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
         """Score items for several users: `predict` for each, as ``{user: {item: score}}``."""

@@ -21,7 +21,9 @@ from nbmf_research.ncf import linear as m
 from nbmf_research.ncf import models as n
 from nbmf_research.ncf import recommender as r
 
-SMALL = {"dim": 16, "hidden": (32, 16), "epochs": 15, "users": 64, "items": 0, "start": "svd"}
+# in this world nothing drifts, so late items count no more than others
+SMALL = {"dim": 16, "hidden": (32, 16), "epochs": 15, "users": 64, "items": 0, "start": "svd", "recency": 0.0}
+SMALL |= {"dropout": 0.5, "rate": 3e-3, "decay": 0.0}
 WORLD = d.simulate_interactions(1000, 60, length=15, chain=0.0, seed=4)
 SPLIT = d.with_candidates(d.leave_one_out(WORLD.data), 30)
 TRAIN = SPLIT.train
@@ -29,8 +31,8 @@ TRAIN = SPLIT.train
 
 @pytest.fixture(scope="module")
 def fitted() -> dict[str, n.NeuralRecommender]:
-    epochs = {"gmf": 40, "mlp": 15, "neumf": 20}
-    return {k: r.load_recommenders().create(k, **SMALL | {"epochs": n}).fit(TRAIN) for k, n in epochs.items()}  # type: ignore[misc]
+    own = {"gmf": {"epochs": 40}, "mlp": {}, "neumf": {"epochs": 3, "wide": 16, "start": "gmf"}}
+    return {k: r.load_recommenders().create(k, **SMALL | v).fit(TRAIN) for k, v in own.items()}  # type: ignore[misc]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def test_the_optimum_of_a_simulated_world_is_reached(name, fitted, optimum) -> N
 @pytest.mark.parametrize("name", ["gmf", "mlp", "neumf"])
 def test_numpy_serves_what_torch_trained_and_new_people_are_scored_as_users(name, fitted) -> None:  # type: ignore[no-untyped-def]
     model = fitted[name]
-    network = type(model)._network(60, 16, (32, 16))
+    network = model.network(60)
     network.load_state_dict({k: torch.from_numpy(v) for k, v in model.arrays.items() if k != "popularity"})
     rows = torch.from_numpy(n.weighted(d.take_users(TRAIN, range(30))).toarray())
     with torch.no_grad():
@@ -92,9 +94,81 @@ def test_negatives_are_fresh_and_never_met() -> None:
     task = n.RankingTask(n.GMFNetwork(60, 4), settings_, TRAIN, None)
     one, two, again = task.batch(0), task.batch(task.steps), task.batch(0)
     assert one.unmet is not None and two.unmet is not None and torch.equal(one.unmet, again.unmet)
-    assert (one.unmet * one.met).sum() == 0 and one.unmet.sum() == 3 * one.met.sum()
+    assert (one.unmet * one.met).sum() == 0 and one.unmet.sum() == 3 * (one.met > 0).sum()
     seen = {tuple(row) for row in one.unmet.numpy()} & {tuple(row) for row in two.unmet.numpy()}
     assert len(seen) < 5
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.lists(st.permutations(range(7)), min_size=1, max_size=5), st.floats(0, 2), st.data())
+def test_late_items_count_more_and_a_history_as_much_as_before(orders: list[list[int]], power: float, data) -> None:  # type: ignore[no-untyped-def]
+    names = [[f"i{i}" for i in order[: data.draw(st.integers(0, 7))]] for order in orders]
+    rows = r.new_histories(tuple(f"i{i}" for i in range(7)), names)
+    counts = n.recent(rows, power).toarray()
+    assert np.allclose(counts.sum(1), rows.lengths) and np.array_equal(counts > 0, rows.matrix().toarray() > 0)
+    for row, own in zip(counts, names, strict=True):
+        values = row[[int(name[1:]) for name in own]]
+        assert np.allclose(values / values[-1:], np.arange(len(own), 0, -1.0) ** -power, rtol=1e-5)
+
+
+def test_the_loss_counts_late_items_more_and_the_input_does_not() -> None:
+    late, even = (n.RankingTask(n.GMFNetwork(60, 4), n.GMF(users=300, recency=x), TRAIN, None).batch(2) for x in (1, 0))
+    assert torch.equal(late.histories, even.histories) and torch.equal(late.met > 0, even.met > 0)
+    assert set(even.met.unique().tolist()) == {0.0, 1.0} and late.met.max() > 2
+    assert torch.isclose(late.met.sum(), even.met.sum(), rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(0, 5000), min_size=2, max_size=40), st.floats(0, 2), st.data())
+def test_chances_of_items_add_up(popularity: list[int], power: float, data) -> None:  # type: ignore[no-untyped-def]
+    k = data.draw(st.integers(1, len(popularity)))
+    p = n.chances(np.array(popularity), k, power)
+    assert np.isclose(p.sum(), k) and (p > 0).all() and (p <= 1).all()
+    assert (np.diff(p[np.argsort(popularity)]) >= -1e-12).all()
+    drawn = n.draw_items(p, np.random.default_rng(0))
+    assert (
+        len(np.unique(drawn)) == len(drawn)
+        and abs(len(drawn) - k) <= 1
+        and np.isin(np.flatnonzero(p == 1), drawn).all()
+    )
+
+
+@pytest.mark.parametrize("objective", ["squared", "pairs"])
+def test_sums_over_drawn_items_estimate_those_over_the_catalogue(objective: n.Objective) -> None:
+    net = n.GMFNetwork(60, 4)
+
+    def total(items: int, epoch: int) -> float:
+        task = n.RankingTask(net, n.GMF(users=1000, objective=objective, items=items), TRAIN, None)
+        batch = task.batch(epoch)
+        with torch.no_grad():
+            loss = n.ranking_loss(net(batch.histories * 0, batch.items), batch, objective)
+        return float(loss * (batch.met * batch.weight).sum())
+
+    assert np.isclose(np.mean([total(20, k) for k in range(60)]), total(0, 0), rtol=0.03)
+
+
+def test_recency_finds_what_has_come_into_fashion() -> None:
+    """In the second half of every history other items are met than in the first; the last item is of the second kind."""
+    rng = np.random.default_rng(0)
+    halves = [np.concatenate([rng.permutation(20)[:8], 20 + rng.permutation(20)[:8]]) for _ in range(300)]
+    rows = r.new_histories(tuple(f"i{i}" for i in range(40)), [[f"i{i}" for i in h] for h in halves])
+    few = {"dim": 8, "epochs": 15, "users": 50, "patience": 0}
+    late, even = (n.GMF(recency=x, **few).fit(rows).topk(np.arange(300)).items >= 20 for x in (1.0, 0.0))  # type: ignore[arg-type]
+    assert late.mean() > even.mean() + 0.1
+
+
+def test_neumf_starts_at_the_gmf_that_it_trains_first() -> None:
+    model = n.NeuMF(dim=4, hidden=(8,), wide=6, dropout=0.2, epochs=1, users=200, patience=0, rate=1e-9).fit(TRAIN)
+    alone = n.GMF(6, dropout=0.2, patience=0).fit(TRAIN)
+    assert np.allclose(model.score(range(9)), alone.score(range(9)), atol=1e-4)
+
+
+def test_settings_of_older_checkpoints_are_read() -> None:
+    config = r.to_config(n.NeuMF(start="svd"))
+    for name in ("recency", "draw", "wide"):
+        del config["settings"][name]
+    model = r.from_config(config)
+    assert isinstance(model, n.NeuMF) and model.start == "svd"
 
 
 def test_a_teacher_is_imitated_and_written_into_the_configuration(tmp_path: Path) -> None:
@@ -118,9 +192,19 @@ def test_early_stopping_ends_before_the_last_epoch_and_keeps_the_best(monkeypatc
 
 
 def test_settings_that_make_no_sense() -> None:
-    for wrong in ({"dropout": 1.0}, {"epochs": 0}, {"objective": "hinge"}, {"teach": 2.0}, {"start": "zero"}):
+    for wrong in (
+        {"dropout": 1.0},
+        {"epochs": 0},
+        {"objective": "hinge"},
+        {"teach": 2.0},
+        {"start": "gmf"},
+        {"recency": -1.0},
+        {"draw": -1.0},
+    ):
         with pytest.raises(InputError):
             n.GMF(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="wide"):
+        n.NeuMF(wide=0)
 
 
 # The seed's checkpoints -------------------------------------------------------------------------------------------

@@ -141,6 +141,32 @@ def test_new_items_by_content(folder: Path) -> None:
         service.add_items({"unknown": "text"}, {})
 
 
+def test_unit_scores_keep_the_order_where_a_sigmoid_does_not() -> None:
+    raw = np.append(np.random.default_rng(0).normal(size=3000), [30.0, 31.0, 40.0]).astype(np.float32)
+    found = s.unit_scores(raw)
+    assert ((found > 0) & (found < 1)).all() and np.array_equal(np.argsort(found[-3:]), [0, 1, 2])
+    assert (np.diff(found[np.argsort(raw)]) >= 0).all() and np.isfinite(s.unit_scores(np.ones((2, 5)))).all()
+    assert np.array_equal(s.unit_scores(np.stack([raw, -raw]))[0], found)
+
+
+def test_content_weights_are_those_of_a_ridge_regression() -> None:
+    """A new item's score is what scikit-learn's ridge on the words predicts; a year speaks for its neighbours."""
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import Ridge
+
+    texts = {f"item_{i}": f"word{i % 7} ({1950 + i}) kind{i % 5}|other{i % 3}" for i in range(50)}
+    index, scores = s.ContentIndex(texts, TRAIN.item_map, ridge=3.0), np.random.default_rng(1).random(50)
+    words = CountVectorizer(analyzer=s.content_words, binary=True).fit(texts.values())
+    fitted = Ridge(alpha=3.0).fit(words.transform(texts.values()), scores)
+    for text in ("a new word2 (1987) kind3", "other1|kind4"):
+        numbers, weights = index.weights(text)
+        wanted = fitted.predict(words.transform([text]))[0]
+        assert scores[numbers] @ weights == pytest.approx(wanted, abs=1e-5) and weights.sum() == pytest.approx(1)
+    assert len(index.weights("unheard of")[0]) == 0 and len(index.weights("(1971)")[0]) == 50
+    with pytest.raises(InputError, match="ridge is positive"):
+        s.ContentIndex(texts, TRAIN.item_map, ridge=0.0)
+
+
 def test_the_seeds_file_is_served(tmp_path: Path) -> None:
     model = n.MLP(dim=8, hidden=(16, 8), epochs=2, patience=0, users=64, items=0).fit(TRAIN)
     write_seed_checkpoint(model, tmp_path / "ncf_benchmark_v1.pt")
