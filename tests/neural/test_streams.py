@@ -454,11 +454,11 @@ def test_corruptions_give_no_wrong_sample(target_of_damage: tuple[bytes, bytes, 
 
 
 @pytest.mark.slow
-def test_ten_thousand_corruptions_in_bounded_memory(target_of_damage: tuple[bytes, bytes, np.ndarray]) -> None:
+def test_corruptions_are_met_in_bounded_memory(target_of_damage: tuple[bytes, bytes, np.ndarray]) -> None:
     resource = pytest.importorskip("resource")
     survive(*target_of_damage, range(200))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert survive(*target_of_damage, range(1000, 11_000)) == 0
+    assert survive(*target_of_damage, range(1000, 3000)) == 0  # ten thousand: benchmark neural_robustness
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB
 
 
