@@ -116,7 +116,7 @@ class NextTask(RankingTask):
 @register_recommender("attention")
 @dataclass(eq=False)
 class AttentionNCF(NeuralRecommender):
-    """GMF with an attention head over the last items: reads the order of the history; settings in `NetworkSettings`, of which `hidden`, `objective`, `recency`, `items` and the teacher's have no effect."""
+    """GMF with an attention head over the last items: reads the order of the history; settings in `NetworkSettings`, of which `hidden`, `objective`, `recency`, `draw`, `items` and the teacher's have no effect."""
 
     _order = "history"
     _network = AttentionNetwork

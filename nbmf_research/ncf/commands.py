@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from nbmf_research.ncf.data import (
     write_json,
 )
 from .evaluate import Scorer, audit, cheaters, rank, summary
-from .recommender import Recommender, from_config, load_recommender, save_recommender
+from .recommender import Recommender, from_config, load_recommender, save_recommender, to_config
 from .selection import Search, read_space, search
 from .service import NCFService
 
@@ -198,6 +199,12 @@ def train_recommender(config: NCFConfig) -> dict[str, float]:
     """
     model: Recommender = from_config({"model": config.model, "settings": config.settings})
     split = open_split(config.data, config.test, config.candidates, config.seed)
+    unordered = bool(np.isnan(split.train.times).all())
+    if unordered and to_config(model)["settings"].get("recency"):
+        warnings.warn(
+            "these rows have no times, so their order in the source counts as the order of events; if it means nothing, set recency to 0",
+            stacklevel=2,
+        )
     start = time.perf_counter()
     model.fit(split.train)
     seconds = time.perf_counter() - start
@@ -242,7 +249,7 @@ def tune_recommender(
         If nothing is to be searched, or for any reason of `selection.search`.
     """
     if not config.search:
-        raise InputError("the configuration has no section search; add one, such as search: {l2: [1, 5000, log]}")
+        raise InputError("the configuration has no section search; add one, such as search: {l2: [1.0, 5000.0, log]}")
     model = from_config({"model": config.model, "settings": config.settings})
     train = open_split(config.data, config.test, 0, config.seed).train
     found = search(model, read_space(config.search), train, trials, storage=storage, seconds=seconds, seed=config.seed)

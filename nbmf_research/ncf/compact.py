@@ -114,7 +114,7 @@ def pack(arrays: Mapping[str, NDArray[Any]], bits: int = 8, keep: float = 1.0, s
     Raises
     ------
     InputError
-        If a number is NaN or infinite.
+        If a number of a large array is NaN or infinite.
     """
     out: Arrays = {}
     for name, a in arrays.items():

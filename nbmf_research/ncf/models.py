@@ -183,7 +183,7 @@ class NetworkSettings(Recommender):
     dropout : float
         Share of each history that is hidden in training.
     recency : float
-        A met item with k later ones in its history counts (1 + k)^-recency in the data's loss, scaled to mean 1 over the history; 0: all count the same.
+        A met item with k later ones in its history counts (1 + k)^-recency in the data's loss, scaled to mean 1 over the history; 0: all count the same. Rows without times count in the order in which they are given: use 0 if that order means nothing.
     rate, decay : float
         Peak learning rate of Adam, and its decoupled weight decay.
     start : {"svd", "random", "gmf"}

@@ -10,8 +10,8 @@ import difflib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -207,8 +207,8 @@ def _read_entry(name: str, entry: Any) -> Range | Choice:
     return Choice(tuple(values))
 
 # %% ../../nbs/56_ncf.selection.ipynb #7e89d62b
-def _check_space(space: Space, settings: Mapping[str, Any]) -> None:
-    """Refuse what cannot be drawn from, and settings that the model does not have."""
+def _check_space(space: Space, settings: Mapping[str, Any], whole: Collection[str]) -> None:
+    """Refuse what cannot be drawn from, settings that the model does not have, and fractions for those that are `whole` numbers."""
     if not space:
         raise InputError("the space is empty: name a setting and a Range or a Choice")
     for name, s in space.items():
@@ -222,13 +222,20 @@ def _check_space(space: Space, settings: Mapping[str, Any]) -> None:
             raise InputError(f"{name}: low is less than high, and positive on a logarithmic scale; not {s}")
         if not isinstance(s, Range | Choice):
             raise InputError(f"{name}: a space is made of Range and Choice, not {s!r}")
+        if isinstance(s, Range) and not _whole(s) and name in whole:
+            raise InputError(f"{name} is a whole number: write low and high without a point, not {s.low} and {s.high}")
+
+
+def _whole(s: Range) -> bool:
+    return isinstance(s.low, int) and isinstance(s.high, int)
 
 
 def _contains(s: Range | Choice, value: Any) -> bool:
+    """Whether a value can be drawn; 1000.0 counts as a whole number."""
     if isinstance(s, Choice):
         return value in s.values
-    whole = isinstance(s.low, int) and isinstance(s.high, int)
-    return isinstance(value, int if whole else int | float) and s.low <= value <= s.high
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and s.low <= value <= s.high and (not _whole(s) or float(value).is_integer())
 
 # %% ../../nbs/56_ncf.selection.ipynb #33adfb88
 def quality(ranks: Mapping[str, Ranks], k: int = 10) -> float:
@@ -292,8 +299,7 @@ def _draw(trial: Any, name: str, s: Range | Choice) -> Any:
     """Ask an ``optuna.Trial`` for a value."""
     if isinstance(s, Choice):
         return trial.suggest_categorical(name, s.values)
-    whole = isinstance(s.low, int) and isinstance(s.high, int)
-    return (trial.suggest_int if whole else trial.suggest_float)(name, s.low, s.high, log=s.log)
+    return (trial.suggest_int if _whole(s) else trial.suggest_float)(name, s.low, s.high, log=s.log)
 
 
 def _same_settings(trial: Any) -> Any:
@@ -357,8 +363,8 @@ def search(
         If it comes before the first trial is finished.
     """
     config = to_config(model if isinstance(model, Recommender) else with_settings({"model": model, "settings": {}}, {}))
-    with_settings(config, {})
-    _check_space(space, config["settings"])
+    whole = {f.name for f in fields(with_settings(config, {})) if type(f.default) is int}
+    _check_space(space, config["settings"], whole)
     if trials < 1 or questions < 1:
         raise InputError(f"a search needs trials and questions, not {trials} and {questions}")
     about = {"model": config, "data": fingerprint(data), "questions": questions, "seed": seed, "space": _kinds(space)}
@@ -389,22 +395,28 @@ def _quiet() -> Iterator[None]:
         logs.set_verbosity(level)
 
 
+def _address(storage: str | os.PathLike[str]) -> str:
+    """URL of an SQLite file, whatever signs are in its name."""
+    url = require("sqlalchemy", extra="train").URL.create("sqlite", database=os.fspath(storage))
+    return str(url.render_as_string(hide_password=False))
+
+
 def _open_study(storage: str | os.PathLike[str] | None, about: dict[str, Any]) -> Any:
     """Make or open the study, and refuse one that is about something else."""
     optuna, errors = require("optuna", extra="train"), require("sqlalchemy.exc", extra="train")
-    if storage is not None:
-        Path(storage).parent.mkdir(parents=True, exist_ok=True)
     try:
+        if storage is not None:
+            Path(storage).parent.mkdir(parents=True, exist_ok=True)
         study = optuna.create_study(
             study_name="search",
-            storage=None if storage is None else f"sqlite:///{os.fspath(storage)}",
+            storage=None if storage is None else _address(storage),
             direction="maximize",
             load_if_exists=True,
         )
         if study.user_attrs.get("about", about) != about:
             raise InputError(f"{storage} holds a search of another model, data, hold-out or space; use another file")
         study.set_user_attr("about", about)
-    except (errors.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as e:
+    except (errors.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError, OSError) as e:
         raise InputError(f"{storage} cannot be used as the storage of a search: {str(e).splitlines()[0]}") from e
     return study
 
@@ -423,7 +435,8 @@ def _run(study: Any, objective: _Objective, trials: int, seconds: float | None, 
     if not done and (
         now := {name: settings[name] for name, s in objective.space.items() if _contains(s, settings[name])}
     ):
-        study.enqueue_trial(now)
+        whole = {name for name in now if isinstance(s := objective.space[name], Range) and _whole(s)}
+        study.enqueue_trial({name: int(v) if name in whole else v for name, v in now.items()})
     bar = tqdm(total=trials, initial=min(done, trials), desc="trials", disable=None if progress else True, leave=False)
     try:
         with bar:
@@ -432,6 +445,10 @@ def _run(study: Any, objective: _Objective, trials: int, seconds: float | None, 
     except KeyboardInterrupt:
         if not any(t.state.name == "COMPLETE" for t in _finished(study)):
             raise
+
+
+def _in_space(space: Space, settings: Mapping[str, Any]) -> bool:
+    return all(_contains(s, settings[name]) for name, s in space.items())
 
 
 def _found(study: Any, objective: _Objective) -> Search:
@@ -444,6 +461,9 @@ def _found(study: Any, objective: _Objective) -> Search:
     if not len(table) or (table.state != "complete").all():
         why = rows[-1]["reason"] if rows else "the time was over before the first"
         raise InputError(f"none of {len(rows)} trials could be fitted: {why}")
-    best = study.best_trial
+    inside = [t for t in _finished(study) if t.state.name == "COMPLETE" and _in_space(objective.space, t.params)]
+    if not inside:
+        raise InputError("every trial so far lies outside the space as it is now; ask for more trials")
+    best = max(inside, key=lambda t: t.value)
     table = table.drop_duplicates(list(objective.space)).reset_index(drop=True)
     return Search(dict(best.params), float(best.value), table, with_settings(objective.config, best.params))

@@ -197,7 +197,7 @@ class _Histories(_Loaded):
 
 # %% ../../nbs/54_ncf.service.ipynb #3cecb31c
 def unit_scores(raw: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Scores between 0 and 1 in the order of `raw`, shape (..., n_items): the sigmoid of arsinh(z), z in units of each row's spread. It is the sigmoid near 0.5 and never so near to 1 that float32 holds two unequal scores for equal."""
+    """Scores between 0 and 1 in the order of `raw`, shape (..., n_items): the sigmoid of arsinh(z), z in units of each row's spread. It is the sigmoid near 0.5 and approaches 1 so slowly that float32 keeps apart what a plain sigmoid would round to 1."""
     z = np.asarray(raw, np.float64)
     z = (z - z.mean(-1, keepdims=True)) / np.maximum(z.std(-1, keepdims=True), 1e-9)
     return np.asarray(1 / (1 + np.exp(-np.arcsinh(z))), np.float32)
@@ -257,7 +257,9 @@ class _Predicting(_Cached):
             The new items that got a place; the others share no word with any known item.
         """
         with self._lock:
-            index = ContentIndex(known, self._data.item_map)
+            popularity, places = self.model.arrays["popularity"], self._data.item_map
+            met = {name: text for name, text in known.items() if name in places and popularity[places[name]] > 0}
+            index = ContentIndex(met, places)
             near = {name: index.weights(text) for name, text in new.items() if name not in self._data.item_map}
             self._added |= {name: found for name, found in near.items() if len(found[0])}
             return [name for name in new if name in self._added]

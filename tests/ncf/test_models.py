@@ -136,6 +136,7 @@ def test_chances_of_items_add_up(popularity: list[int], power: float, data) -> N
 @pytest.mark.parametrize("objective", ["squared", "pairs"])
 def test_sums_over_drawn_items_estimate_those_over_the_catalogue(objective: n.Objective) -> None:
     net = n.GMFNetwork(60, 4)
+    net.bias.data.fill_(0.5)  # so that unmet items have a loss
 
     def total(items: int, epoch: int) -> float:
         task = n.RankingTask(net, n.GMF(users=1000, objective=objective, items=items), TRAIN, None)
@@ -145,6 +146,23 @@ def test_sums_over_drawn_items_estimate_those_over_the_catalogue(objective: n.Ob
         return float(loss * (batch.met * batch.weight).sum())
 
     assert np.isclose(np.mean([total(20, k) for k in range(60)]), total(0, 0), rtol=0.03)
+
+
+@pytest.mark.parametrize("objective", ["softmax", "squared", "pairs"])
+def test_a_weight_is_a_number_of_copies(objective: n.Objective) -> None:
+    rng = torch.Generator().manual_seed(0)
+    copies = torch.tensor([2, 1, 3, 1])
+    twice = torch.repeat_interleave(torch.arange(4), copies)
+    logits, taught = torch.randn(2, 3, 4, generator=rng)
+    met = torch.tensor([[1.0, 0, 0, 2], [0, 0.5, 1, 0], [0, 0, 0, 1]])
+    unmet = (met == 0).float() * 3
+
+    def losses(at: torch.Tensor, weight: torch.Tensor) -> tuple[float, float]:
+        batch = n.Batch(logits, at, met[:, at], unmet[:, at], None, weight)
+        own = n.ranking_loss(logits[:, at], batch, objective)
+        return float(own), float(n.teaching_loss(logits[:, at], taught[:, at], weight))
+
+    assert losses(torch.arange(4), copies.float()) == pytest.approx(losses(twice, torch.ones(len(twice))), rel=1e-5)
 
 
 def test_recency_finds_what_has_come_into_fashion() -> None:

@@ -17,7 +17,7 @@ from nbmf_research.ncf import commands as c
 from nbmf_research.ncf import data as d
 from nbmf_research.ncf import evaluate as e
 from nbmf_research.ncf import selection as s
-from nbmf_research.ncf.linear import EASE
+from nbmf_research.ncf.linear import EASE, NextItem
 from nbmf_research.ncf.models import hold_out
 from nbmf_research.ncf.recommender import Recommender, register_recommender
 from nbmf_research.training import Choice, Range
@@ -212,6 +212,24 @@ def test_a_continued_search_adds_trials_and_repeats_none(tmp_path: Path) -> None
     file.write_bytes(b"no database" * 99)
     with pytest.raises(InputError, match="cannot be used"):
         find(Dial(), space, 9, storage=file)
+
+
+def test_the_present_settings_are_tried_first_among_whole_numbers_too() -> None:
+    assert find(Dial(turn=8.0), {"turn": Range(1, 20)}, 2).trials.turn[0] == 8
+    assert find(Dial(turn=8.5), {"turn": Range(1, 20)}, 1).trials.turn[0] != 8.5, "not in the space"
+    with pytest.raises(InputError, match="window is a whole number"):
+        find(NextItem(), {"window": Range(5.0, 15.0)}, 1)
+
+
+def test_the_answer_lies_in_a_space_that_was_narrowed(tmp_path: Path) -> None:
+    file = tmp_path / "a b?.db"
+    assert find(Dial(turn=3.0), {"turn": Range(0.0, 20.0)}, 2, storage=file).settings["turn"] == 3
+    with pytest.raises(InputError, match="outside the space"):
+        find(Dial(turn=3.0), {"turn": Range(30.0, 40.0)}, 2, storage=file)
+    assert find(Dial(turn=3.0), {"turn": Range(30.0, 40.0)}, 3, storage=file).settings["turn"] >= 30
+    assert file.is_file()
+    with pytest.raises(InputError, match="cannot be used as the storage"):
+        find(Dial(), {"turn": Range(0.0, 20.0)}, 1, storage=file / "below.db")
 
 
 def test_settings_that_come_twice_are_fitted_once() -> None:
