@@ -19,6 +19,7 @@ from nbmf_research.ncf import data as d
 from nbmf_research.ncf import evaluate as e
 from nbmf_research.ncf import linear as m
 from nbmf_research.ncf import recommender as r
+from nbmf_research.ncf.compact import Compact
 
 FOLDER = os.environ.get("NBMF_DATA_DIR", "")
 needs_ml1m = pytest.mark.skipif(
@@ -36,6 +37,8 @@ def small(name: str) -> r.Recommender:
     if name in ("gmf", "mlp", "neumf", "attention"):
         network = {"dim": 8, "hidden": (16, 8), "users": 64, "items": 0, "rate": 0.01, "start": "svd"}
         return r.load_recommenders().create(name, epochs=20, patience=0, **network)
+    if name == "compact":
+        return Compact(m.EASE())
     return m.IALS(dim=8, epochs=4) if name == "ials" else r.load_recommenders().create(name)
 
 
