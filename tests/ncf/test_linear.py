@@ -432,3 +432,23 @@ def test_ease_reproduces_the_published_figures(ml1m: d.Split) -> None:
     """HR@10 0.7192, NDCG@10 0.4494 at l2 = 1320 (Ferrari Dacrema et al. 2021, table 55)."""
     got = e.rank(m.EASE(l2=1320).fit(ml1m.train).score, ml1m)["sampled"]
     assert (round(got.hit().mean(), 4), round(got.ndcg().mean(), 4)) == (0.7192, 0.4494)
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@needs_ml1m
+def test_order_free_and_order_aware_bars(ml1m: d.Split) -> None:
+    """The bars of the design; and after a day's pause the order-aware blend is the order-free one."""
+    rows = {}
+    for name, model in (("free", m.order_free()), ("aware", m.order_aware())):
+        rows[name] = e.rank(model.fit(ml1m.train).score, ml1m)
+    free, aware = rows["free"], rows["aware"]
+    assert free["sampled"].hit().mean() >= 0.732 and free["sampled"].ndcg().mean() >= 0.456
+    assert free["full"].hit().mean() >= 0.110 and free["full"].ndcg().mean() >= 0.056
+    assert aware["sampled"].hit().mean() >= 0.79 and aware["sampled"].ndcg().mean() >= 0.58
+    assert aware["full"].hit().mean() >= 0.26 and aware["full"].ndcg().mean() >= 0.15
+    assert e.compare(free["full"], aware["full"]).lo > 0.08
+    late = e.gap_strata(ml1m) == "a day or more"
+    assert late.sum() == 247
+    for protocol in ("sampled", "full"):
+        assert np.array_equal(free[protocol].ranks[late], aware[protocol].ranks[late])
