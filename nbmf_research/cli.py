@@ -1768,21 +1768,24 @@ def split_parameters(words: Sequence[str], known: Sequence[str] = KNOWN) -> tupl
     return rest, taken
 
 # %% ../nbs/69_cli.ipynb #03418ff8
+def _command(words: Sequence[str]) -> tuple[Any, int]:
+    """Command, or group of commands, that the first words name, and how many words do."""
+    node: Any = COMMANDS
+    depth = 0
+    while not callable(node) and depth < len(words) and words[depth] in node:
+        node, depth = node[words[depth]], depth + 1
+    return node, depth
+
+
 def _own_options(head: Sequence[str]) -> tuple[str, ...]:
     """Options of a command that its parser knows."""
-    node: Any = COMMANDS
-    for word in head:
-        node = node[word]
-    named = inspect.signature(node).parameters.values()
+    named = inspect.signature(_command(head)[0]).parameters.values()
     return tuple(f"--{p.name}" for p in named if p.kind is p.KEYWORD_ONLY and p.name not in FREE)
 
 
 def _names_first(words: Sequence[str]) -> list[str]:
     """Move what stands without an option before the options: argparse takes an optional word only there."""
-    node: Any = COMMANDS
-    depth = 0
-    while not callable(node) and depth < len(words) and words[depth] in node:
-        node, depth = node[words[depth]], depth + 1
+    node, depth = _command(words)
     types = typing.get_type_hints(node) if callable(node) else {}
     loose, named, queue = list(words[:depth]), [], list(words[depth:])
     while queue:
